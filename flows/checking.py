@@ -1,0 +1,84 @@
+"""What `nightshift check` looks at: every store and file that pipelines.yaml names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from nightshift.errors import NightshiftError
+from nightshift.pipeline import Pipeline, Settings
+from nightshift.sources import columns_of, list_files
+from nightshift.tables import Lake
+
+Finding = tuple[str, str, bool]
+"""What was looked at, what was found, and whether that is well."""
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Look at each in turn; nothing raises, everything is told."""
+    yield _lake(settings)
+    yield _mlflow(settings)
+    yield _prefect()
+    yield _device()
+    for name, pipeline in settings.pipelines.items():
+        yield _source(name, pipeline)
+
+
+def _lake(settings: Settings) -> Finding:
+    name = next(iter(settings.pipelines))
+    options = settings.storage_options()
+    try:
+        nights = {one: Lake(settings.lake, one, options).published() for one in settings.pipelines}
+        Lake(settings.lake, name, options).probe()
+    except NightshiftError as error:
+        return "lake", str(error), False
+    last = [f"{one} at {row['night']}" for one, row in nights.items() if row]
+    return "lake", f"{settings.lake}: writable, {', '.join(last) or 'no night yet'}", True
+
+
+def _mlflow(settings: Settings) -> Finding:
+    from tasks.tracking import reach
+
+    try:
+        return "mlflow", f"{settings.mlflow}: {reach(settings.mlflow)}", True
+    except NightshiftError as error:
+        return "mlflow", str(error), False
+
+
+def _prefect() -> Finding:
+    import urllib.error
+    import urllib.request
+
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return "prefect", "embedded (PREFECT_API_URL is not set)", True
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
+            return "prefect", f"{url}: answers", answer.status == 200
+    except (OSError, ValueError) as error:
+        return "prefect", f"{url}: {error}. Start the server, or unset PREFECT_API_URL.", False
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return "device", f"cuda: {torch.cuda.get_device_name()}", True
+    return "device", f"cpu, {torch.get_num_threads()} threads", True
+
+
+def _source(name: str, pipeline: Pipeline) -> Finding:
+    try:
+        files = list_files(pipeline.source)
+        if not files:
+            return name, f"no file matches {', '.join(pipeline.source.paths)} yet", True
+        columns = columns_of(files[0].uri, pipeline.source)
+    except NightshiftError as error:
+        return name, str(error), False
+    source = pipeline.source
+    declared = [source.text, source.label, source.id, source.split, source.time]
+    missing = [one for one in declared if one and columns and one not in columns]
+    shown = f"{len(files)} files; {files[0].uri} has {', '.join(columns) or 'no columns'}"
+    if missing:
+        return name, f"{shown}; declared but not there: {', '.join(missing)}", False
+    return name, shown, True

@@ -1,0 +1,320 @@
+"""The command line. Heavy modules are imported inside commands, so that `--help` is fast."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nightshift.pipeline import Settings
+
+app = typer.Typer(
+    name="nightshift",
+    help="Works the night shift on a team's text: ingests what is new, trains a recurrent "
+    "classifier, promotes it only if it is better, reclassifies, clusters, reports.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    Path, typer.Option("--config", envvar="NIGHTSHIFT_CONFIG", help="The pipelines file.")
+]
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline of the file.")]
+DEFAULT_CONFIG = Path("pipelines.yaml")
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the batches.")],
+) -> None:
+    """Write three nights of real text: docstrings of the installed packages, labelled by package.
+
+    One CSV, one JSONL and one Parquet file; in the last one a package arrives that was never seen.
+
+    Example: nightshift sample data/sample
+    """
+    from nightshift.samples import write_sample
+
+    for file in write_sample(folder):
+        shown = ", ".join(f"{name} {count}" for name, count in sorted(file.labels.items()))
+        typer.echo(f"{file.path}: {file.documents} documents, {file.labelled} labelled ({shown})")
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A data file to look at.")],
+    name: Annotated[str | None, typer.Option(help="The pipeline's name; else the file's.")] = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Look at a data file, guess what its columns are, show the parsed rows, write a pipeline.
+
+    Example: nightshift init reviews.csv --name reviews
+    """
+    from nightshift.guessing import add_pipeline, guess_source, pipeline_block
+
+    guess = guess_source(str(file))
+    name = name or _pipeline_name(file)
+    _show_guess(guess)
+    block = pipeline_block(name, guess, _from_folder(file, config))
+    existing = config.read_text(encoding="utf-8") if config.exists() else None
+    config.write_text(add_pipeline(existing, name, block), encoding="utf-8")
+    typer.echo(f"\nWritten to {config}:\n\n{block}")
+    typer.echo(f"Next: nightshift check --config {config}, then nightshift run {name}")
+
+
+@app.command()
+def check(config: Config = DEFAULT_CONFIG) -> None:
+    """Validate the pipelines file and reach every store it names; say what is there.
+
+    Example: nightshift check --config pipelines.yaml
+    """
+    settings = _settings(config)
+    from flows.checking import check as look
+
+    typer.echo(f"{config}: valid, {len(settings.pipelines)} pipelines")
+    problems = 0
+    for name, found, fine in look(settings):
+        problems += not fine
+        typer.echo(f"{'ok' if fine else 'PROBLEM':<8} {name:<22} {found}")
+    if problems:
+        typer.echo(f"{problems} problems; nothing was changed.", err=True)
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    pipeline: PipelineName,
+    night: Annotated[
+        str | None, typer.Option(help="The night's name; by default today's local date.")
+    ] = None,
+    retry_from: Annotated[
+        str | None,
+        typer.Option("--retry-from", metavar="STAGE", help="Do this stage and all after it again."),
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Work a night: finish it where it was left, or do nothing when it is published.
+
+    Example: nightshift run headlines --night 2026-11-22
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.night import night as flow
+
+    finished = flow(pipeline, night, str(config.resolve()), retry_from)
+    if not finished.new:
+        typer.echo(f"Night {finished.name} of {pipeline} is published already; nothing to do.")
+        return
+    typer.echo(finished.digest_text)
+    shown = f" --config {config}" if config != DEFAULT_CONFIG else ""
+    typer.echo(
+        f"\nreport   {finished.report}\ntables   {finished.lake}\nmlflow   {finished.mlflow}\n\n"
+        f"Next:    nightshift status {pipeline}{shown}\n"
+        f"         echo 'some text' | nightshift predict {pipeline}{shown}\n"
+        f"         mlflow ui --backend-store-uri {finished.mlflow}"
+    )
+
+
+@app.command()
+def status(
+    pipeline: PipelineName,
+    night: Annotated[str | None, typer.Option(help="Only this night.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON array.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """What every night did: documents, model, scores, clusters, seconds per stage.
+
+    Example: nightshift status headlines --json
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.reading import nights
+
+    rows = nights(settings, pipeline)
+    if night is not None:
+        rows = [row for row in rows if row["night"] == night]
+        if not rows:
+            _stop(f"status: {pipeline} has no night {night!r}. See `nightshift status {pipeline}`.")
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    from flows.reading import as_lines
+
+    for line in as_lines(pipeline, rows, detailed=night is not None):
+        typer.echo(line)
+
+
+@app.command()
+def predict(
+    pipeline: PipelineName,
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE|-]", help="Texts; - or nothing reads lines of text.")
+    ] = "-",
+    top: Annotated[int, typer.Option(min=1, max=1000, help="Likeliest labels to show.")] = 3,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Label texts with the champion: one JSON line per text, in order.
+
+    A .csv, .tsv, .jsonl or .parquet file is read like the pipeline's source; any other, and
+    standard input, one text per line.
+
+    Example: echo 'My card was stolen' | nightshift predict questions
+    """
+    settings = _settings(config)
+    declared = settings.pipeline(pipeline)
+    from flows.reading import predictions, texts_of_file, texts_of_lines
+
+    texts = (
+        texts_of_lines(sys.stdin.buffer) if file == "-" else texts_of_file(file, declared.source)
+    )
+    for answer in predictions(settings, pipeline, texts, top):
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+@app.command()
+def export(
+    pipeline: PipelineName,
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="documents, predictions, ...")],
+    out: Annotated[Path | None, typer.Option(help="File; without it, CSV to the terminal.")] = None,
+    history: Annotated[
+        bool, typer.Option(help="All rows, not only what stands for each document today.")
+    ] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Write a published table as CSV or Parquet, by the ending of --out.
+
+    In CSV, a cell that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Example: nightshift export headlines predictions --out predictions.parquet
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.reading import export_table
+
+    rows = export_table(settings, pipeline, table, out, history)
+    if out is not None:
+        typer.echo(f"{out}: {rows} rows")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of pipelines.yaml, for editors.
+
+    Example: nightshift schema > pipelines.schema.json
+    """
+    from nightshift.pipeline import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _settings(config: Path) -> Settings:
+    from nightshift.pipeline import load_settings
+
+    settings = load_settings(config)
+    from flows.environment import prepare
+
+    prepare(Path(settings.reports).parent / ".prefect")
+    return settings
+
+
+def _pipeline_name(file: Path) -> str:
+    import re
+
+    plain = re.sub(r"[^a-z0-9_-]+", "-", file.name.split(".")[0].lower()).strip("-_")
+    return plain[:63] or "texts"
+
+
+def _from_folder(file: Path, config: Path) -> str:
+    """The file as the pipelines file would name it."""
+    folder = config.resolve().parent
+    there = file.resolve()
+    return str(there.relative_to(folder)) if there.is_relative_to(folder) else str(there)
+
+
+def _show_guess(guess: Any) -> None:
+    for column, why in guess.columns.items():
+        typer.echo(f"{column:<20} {why}")
+    typer.echo("")
+    for row in guess.rows:
+        cells = (f"{key}={_cut(value)}" for key, value in row.items())
+        typer.echo("  " + "  ".join(cells))
+    typer.echo("")
+    if guess.languages:
+        shown = ", ".join(f"{name} {count}" for name, count in guess.languages.items())
+        typer.echo(f"languages: {shown}")
+    for note in guess.notes:
+        typer.echo(f"note: {note}")
+
+
+def _cut(value: Any, most: int = 60) -> str:
+    shown = repr(value) if isinstance(value, str) else str(value)
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def _stop(message: str) -> None:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)
+
+
+def _log_lines() -> None:
+    """The night's own lines on standard error; a time in front where no person watches."""
+    terminal = sys.stderr.isatty()
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(message)s" if terminal else "%(asctime)s %(message)s", "%H:%M:%S")
+    )
+    for name in ("nightshift", "tasks", "flows"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+@contextmanager
+def _spoken_errors() -> Iterator[None]:
+    """Errors a person can act on are one message; the rest says how to see where it came from."""
+    from nightshift.errors import NightshiftError
+
+    try:
+        yield
+    except NightshiftError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to go on from here.", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("NIGHTSHIFT_DEBUG"):
+            raise
+        typer.echo(
+            f"unexpected {type(error).__name__}: {error}\nThis is a fault of Nightshift, or of "
+            "something below it. Set NIGHTSHIFT_DEBUG=1 to see where it happened.",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of the command `nightshift`."""
+    _log_lines()
+    with _spoken_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

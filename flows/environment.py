@@ -1,0 +1,34 @@
+"""Settings that Prefect, MLflow and tokenizers read once, at import: call before importing them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def prepare(home: Path) -> None:
+    """Embedded, quiet and without telemetry, wherever the environment does not say otherwise.
+
+    Args: the folder where an embedded Prefect keeps its database.
+    """
+    defaults = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        # A first start on a busy machine took 18 s; Prefect's own patience is 20.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        # Prefect records everything; the terminal belongs to the night's own lines.
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "nightshift,tasks,flows",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    home.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,227 @@
+"""The night: which one is due, its stages in order, and what happens when one fails.
+
+files -> ingest -> tokens -> train -> evaluate -> promote -> embed -> cluster -> report -> publish
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.locking import alone
+from nightshift.errors import ConfigError
+from nightshift.pipeline import Pipeline, Settings, config_digest, load_settings
+from nightshift.tables import Lake, valid_night
+from tasks.cluster import recluster
+from tasks.embed import embed
+from tasks.evaluate import evaluate
+from tasks.ingest import freeze, ingest
+from tasks.promote import promote
+from tasks.publish import follow, publish
+from tasks.report import report
+from tasks.stage import STAGES, Night, code_version
+from tasks.tokens import tokenize
+from tasks.tracking import open_run
+from tasks.train import train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A night that is published: tonight, or before."""
+
+    name: str
+    new: bool
+    """False where it was published before, and nothing was done."""
+    report: str
+    digest_text: str
+    lake: str
+    mlflow: str
+
+
+@flow(
+    name="night",
+    flow_run_name="{pipeline}-{night}",
+    validate_parameters=True,
+    persist_result=False,
+)
+def night(
+    pipeline: str,
+    night: str | None = None,
+    config: str = "pipelines.yaml",
+    retry_from: str | None = None,
+) -> Finished:
+    """Work one night of a pipeline.
+
+    Args: a pipeline of the config file; the night's name, by default today's local date; a stage
+    from which on everything is done again.
+    """
+    settings = load_settings(Path(config))
+    declared = settings.pipeline(pipeline)
+    name = valid_night(night or date.today().isoformat())
+    redo = _from(retry_from)
+    with alone(settings, pipeline, declared):
+        lake = Lake(settings.lake, pipeline, settings.storage_options())
+        for earlier in _unfinished(lake, name):
+            log.info("night     finishing %s first, which was left unfinished", earlier)
+            _work(settings, pipeline, declared, lake, earlier, frozenset())
+        return _work(settings, pipeline, declared, lake, name, redo)
+
+
+def _from(stage: str | None) -> frozenset[str]:
+    if stage is None:
+        return frozenset()
+    if stage not in STAGES:
+        raise ConfigError(
+            f"--retry-from: found {stage!r}, expected one of {', '.join(STAGES[1:])}."
+        )
+    return frozenset(STAGES[max(1, STAGES.index(stage)) :])
+
+
+def _unfinished(lake: Lake, but: str) -> list[str]:
+    """Nights that began and were never published, oldest first."""
+    return [
+        row["night"] for row in lake.nights() if row["state"] != "published" and row["night"] != but
+    ]
+
+
+def _work(
+    settings: Settings,
+    pipeline: str,
+    declared: Pipeline,
+    lake: Lake,
+    name: str,
+    redo: frozenset[str],
+) -> Finished:
+    """One night from where it stands to its publication, or to a failure that is written down."""
+    rows = {row["night"]: row for row in lake.nights()}
+    previous = lake.published()
+    if previous:
+        # The aliases follow the table; a kill between the two is repaired here.
+        figures = previous["figures"]
+        follow(
+            settings.mlflow,
+            pipeline,
+            previous["registry_version"],
+            figures.get("challenger_version"),
+        )
+    row = rows.get(name)
+    if row and row["state"] == "published":
+        return _closed(settings, lake, row, redo)
+    log.info("night     %s of %s begins", name, pipeline)
+    tags = {
+        "nightshift.night": name,
+        "nightshift.pipeline": pipeline,
+        "nightshift.code": code_version(),
+    }
+    prefect_run = str(flow_run.get_id() or "")
+    tracking = open_run(
+        settings, pipeline, name, row["mlflow_run"] if row else None,
+        {**tags, "prefect.flow_run_id": prefect_run},
+    )  # fmt: skip
+    begun: dict[str, Any] = {
+        "night": name,
+        "number": row["number"]
+        if row
+        else max((one["number"] for one in rows.values()), default=0) + 1,
+        "state": "running",
+        "started": row["started"] if row else datetime.now(UTC),
+        "config_digest": config_digest(declared),
+        "code_version": code_version(),
+        "mlflow_run": tracking.run_id,
+        "prefect_run": prefect_run,
+        "process": f"{socket.gethostname()}:{os.getpid()}",
+    }
+    lake.write_night(begun)
+    one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo)
+    try:
+        finished = _stages(one)
+    except BaseException as error:
+        _fail(one, begun, error)
+        raise
+    tracking.finish("FINISHED")
+    return finished
+
+
+def _stages(one: Night) -> Finished:
+    """The story of a night. Each call is a Prefect task, and skipped where it is done."""
+    one.tracking.params(one.pipeline.model_dump(mode="json", exclude={"webhook"}))
+    files = freeze(one)
+    ingested = ingest(one, files)
+    tokens = tokenize(one, ingested)
+    trained = train(one, tokens)
+    evaluated = evaluate(one, trained)
+    promoted = promote(one, trained)
+    embedded = embed(one, tokens, promoted)
+    clustered = recluster(one, embedded)
+    reported = report(
+        one, files, ingested, tokens, trained, evaluated, promoted, embedded, clustered
+    )
+    publish(one, ingested, trained, evaluated, promoted, embedded, clustered, reported)
+    return Finished(
+        one.name, True, reported.path, reported.digest_text, one.lake.root, one.settings.mlflow
+    )
+
+
+def _closed(settings: Settings, lake: Lake, row: dict[str, Any], redo: frozenset[str]) -> Finished:
+    """A published night is closed: nothing is done, and nothing may be done again."""
+    if redo:
+        raise ConfigError(
+            f"--retry-from: night {row['night']} is published, and a published night is closed. "
+            "Run a new night: --night NAME."
+        )
+    path = row["figures"].get("report", "")
+    return Finished(row["night"], False, path, "", lake.root, settings.mlflow)
+
+
+def _fail(one: Night, begun: dict[str, Any], error: BaseException) -> None:
+    """Write the failure down where people look: the table, MLflow, a webhook."""
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+    words = "interrupted" if stopped else str(error) or type(error).__name__
+    # Each on its own: the store that failed the night may refuse this as well.
+    with suppress(Exception):
+        one.lake.write_night(
+            {**begun, "state": "failed", "finished": datetime.now(UTC), "error": words}
+        )
+    with suppress(Exception):
+        one.tracking.finish("KILLED" if stopped else "FAILED")
+    if not stopped:
+        tell_webhook(one.pipeline, one.pipeline_name, one.name, words)
+
+
+def tell_webhook(pipeline: Pipeline, name: str, night: str, words: str) -> None:
+    """Say that a night failed; a webhook that fails too is only logged."""
+    import urllib.request
+
+    if pipeline.webhook is None:
+        return
+    message = {
+        "text": f"Nightshift: night {night} of {name} failed. {words}",
+        "pipeline": name,
+        "night": night,
+        "state": "failed",
+        "error": words,
+    }
+    url = pipeline.webhook.get_secret_value()
+    try:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("expected an http or https URL")
+        request = urllib.request.Request(
+            url, json.dumps(message).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+    except (OSError, ValueError) as error:
+        # The URL is a secret; it stays out of the log.
+        log.warning("webhook   did not take the message: %s", type(error).__name__)

@@ -1,0 +1,255 @@
+"""What answers: a model (weights, tokenizer, calibration), and with clusters beside it a bundle.
+
+A folder of plain files, no pickle:
+
+    weights.safetensors   the network's weights, or the corpus vectors
+    tokenizer.json        readable by Hugging Face tokenizers
+    model.json            kind, labels, temperature, recipe, text preparation
+    clusters.json         ids, names and keywords      (bundle only)
+    centroids.safetensors float32 (clusters, width)    (bundle only)
+    code/                 these very modules, so that the bundle answers without Nightshift
+
+`model_id` is the digest of the first three. The modules in `code/` import one another relatively:
+two bundles of different versions live in one process under different package names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import torch as tensors
+
+from .batches import Documents
+from .cleaning import CleaningConfig, clean, reject_reason
+from .encoders import Network
+from .errors import BundleError
+from .nearest import nearest_centroids, unit
+from .recipe import ModelConfig
+from .tokenizer import Tokenizer
+from .training import Watch, forward, pick_device, unwatched
+from .vectors import CorpusVectors
+
+WEIGHTS, TOKENIZER, MODEL = "weights.safetensors", "tokenizer.json", "model.json"
+CLUSTERS, CENTROIDS, CODE = "clusters.json", "centroids.safetensors", "code"
+MODULES = [
+    "__init__", "batches", "bundle", "cleaning", "config", "encoders", "errors", "nearest",
+    "recipe", "tokenizer", "training", "vectors",
+]  # fmt: skip
+BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says: probabilities (documents, classes) or None, unit vectors, both float32."""
+
+    probabilities: np.ndarray | None
+    vectors: np.ndarray
+
+
+@dataclass
+class Model:
+    """A network with its labels, or corpus vectors without; with the tokenizer it was made with."""
+
+    kind: Literal["network", "vectors"]
+    tokenizer: Tokenizer
+    config: ModelConfig
+    cleaning: CleaningConfig
+    network: Network | None = None
+    corpus: CorpusVectors | None = None
+    labels: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+    abstain_below: float = 0.0
+
+    def documents(self, texts: list[str]) -> Documents:
+        """Cleaned texts -> token ids."""
+        return Documents.from_lists(self.tokenizer.encode(texts), int(self.config.max_tokens))
+
+    def answer(
+        self, documents: Documents, device: str = "auto", watch: Watch = unwatched
+    ) -> Answers:
+        """One forward pass; every document's answer is the same whatever shares its batch."""
+        if self.corpus is not None:
+            return Answers(None, self.corpus.embed(documents))
+        assert self.network is not None
+        there = pick_device(device)
+        scores, vectors = forward(self.network.to(there), documents, BATCH_TOKENS, there, watch)
+        scaled = torch.from_numpy(scores) / self.temperature
+        return Answers(scaled.softmax(1).numpy(), unit(vectors).astype(np.float32))
+
+    def save(self, folder: Path) -> str:
+        """Write the three files; returns the model_id."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.network is not None:
+            weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
+        else:
+            assert self.corpus is not None
+            weights = {
+                "words": torch.from_numpy(self.corpus.words),
+                "common": torch.from_numpy(self.corpus.common),
+            }
+        tensors.save_file({k: v.contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+        (folder / TOKENIZER).write_text(self.tokenizer.serialized, encoding="utf-8")
+        about = {
+            "kind": self.kind,
+            "unit": self.tokenizer.unit,
+            "labels": self.labels,
+            "temperature": self.temperature,
+            "abstain_below": self.abstain_below,
+            "model": self.config.model_dump(),
+            "cleaning": self.cleaning.model_dump(),
+        }
+        _write_json(folder / MODEL, about)
+        return model_id(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        """Read what `save` wrote.
+
+        Raises: BundleError when a file is missing or the parts do not belong together.
+        """
+        missing = [name for name in (WEIGHTS, TOKENIZER, MODEL) if not (folder / name).is_file()]
+        if missing:
+            raise BundleError(
+                f"{folder}: found no {', '.join(missing)}, expected a model's three files. "
+                "Run the night that made it again, or roll back to another version."
+            )
+        about = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+        tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), about["unit"])
+        model = cls(
+            kind=about["kind"],
+            tokenizer=tokenizer,
+            config=ModelConfig.model_validate(about["model"]),
+            cleaning=CleaningConfig.model_validate(about["cleaning"]),
+            labels=about["labels"],
+            temperature=about["temperature"],
+            abstain_below=about["abstain_below"],
+        )
+        weights = tensors.load_file(folder / WEIGHTS)
+        if model.kind == "vectors":
+            model.corpus = CorpusVectors(weights["words"].numpy(), weights["common"].numpy())
+            return model
+        entries = len(weights["embedding.weight"])
+        if entries != tokenizer.size:
+            raise BundleError(
+                f"{folder}: the weights know {entries} tokens, but tokenizer.json has "
+                f"{tokenizer.size}. These files are of different models; train again."
+            )
+        model.network = Network(model.config, entries, len(model.labels))
+        model.network.load_state_dict(weights)
+        model.network.eval()
+        return model
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Centroids float32 (clusters, width), with one id, name and list of keywords each."""
+
+    centroids: np.ndarray
+    ids: list[str]
+    names: list[str]
+    keywords: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model with the clusters of its space: everything an answer needs."""
+
+    model: Model
+    clusters: Clusters | None
+
+    def save(self, folder: Path, model_folder: Path) -> str:
+        """Copy the model, write the clusters and the code; returns the bundle's digest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, TOKENIZER, MODEL):
+            shutil.copyfile(model_folder / name, folder / name)
+        if self.clusters is not None:
+            about = {
+                "ids": self.clusters.ids,
+                "names": self.clusters.names,
+                "keywords": self.clusters.keywords,
+            }
+            _write_json(folder / CLUSTERS, about)
+            centroids = torch.from_numpy(self.clusters.centroids).contiguous()
+            tensors.save_file({"centroids": centroids}, folder / CENTROIDS)
+        (folder / CODE).mkdir(exist_ok=True)
+        for name in MODULES:
+            shutil.copyfile(Path(__file__).with_name(f"{name}.py"), folder / CODE / f"{name}.py")
+        return _digest(folder, sorted(p for p in folder.rglob("*") if p.is_file()))
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Read what `save` wrote."""
+        model = Model.load(folder)
+        if not (folder / CLUSTERS).is_file():
+            return cls(model, None)
+        about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
+        centroids = tensors.load_file(folder / CENTROIDS)["centroids"].numpy()
+        return cls(model, Clusters(centroids, about["ids"], about["names"], about["keywords"]))
+
+    def answer(self, texts: list[str], top: int = 3, vectors: bool = False) -> list[dict[str, Any]]:
+        """One answer per text, in order; a text that cannot be used gets an `error` instead."""
+        cleaned = [clean(text, self.model.cleaning) for text in texts]
+        problems = [reject_reason(text, self.model.cleaning) for text in cleaned]
+        usable = [text for text, problem in zip(cleaned, problems, strict=True) if not problem]
+        given = iter(self._answers(usable, top, vectors) if usable else [])
+        return [{"error": problem} if problem else next(given) for problem in problems]
+
+    def _answers(self, texts: list[str], top: int, vectors: bool) -> Iterator[dict[str, Any]]:
+        said = self.model.answer(self.model.documents(texts))
+        places, distances = self._nearest(said.vectors)
+        for row in range(len(texts)):
+            answer: dict[str, Any] = {"label": None, "probability": None, "abstained": None}
+            if said.probabilities is not None:
+                answer = self._label(said.probabilities[row], top)
+            if self.clusters is not None:
+                answer["cluster_id"] = self.clusters.ids[places[row]]
+                answer["cluster_name"] = self.clusters.names[places[row]]
+                answer["distance"] = round(float(distances[row]), 6)
+            if vectors:
+                answer["vector"] = said.vectors[row].tolist()
+            yield answer
+
+    def _nearest(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.clusters is None:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return nearest_centroids(vectors, self.clusters.centroids)
+
+    def _label(self, probabilities: np.ndarray, top: int) -> dict[str, Any]:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        best = float(probabilities[order[0]])
+        labels = self.model.labels
+        return {
+            "label": labels[order[0]],
+            "probability": round(best, 6),
+            "abstained": best < self.model.abstain_below,
+            "top": [
+                {"label": labels[one], "probability": round(float(probabilities[one]), 6)}
+                for one in order
+            ],
+        }
+
+
+def model_id(folder: Path) -> str:
+    """Digest of weights, tokenizer and calibration, 16 hexadecimal digits."""
+    return _digest(folder, [folder / name for name in (WEIGHTS, TOKENIZER, MODEL)])[:16]
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    hasher = blake2b(digest_size=16)
+    for file in files:
+        hasher.update(f"{file.relative_to(folder).as_posix()}\n{file.stat().st_size}\n".encode())
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,160 @@
+"""From YAML text to a closed config model, with errors that name the line.
+
+Every stage keeps its own config class beside its code; this file only holds what they share.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+class Config(BaseModel):
+    """Base of every config model: unknown keys are refused, instances do not change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Path = tuple[str | int, ...]
+
+
+def read_yaml(text: str, where: str) -> tuple[Any, dict[Path, int]]:
+    """Parse YAML safely; also tell on which line (from 1) every key stands.
+
+    Raises: ConfigError for text that is not YAML, or a key given twice.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Path, int] = {}
+        _note_lines(root, (), lines, where)
+        return yaml.safe_load(text), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise ConfigError(f"{where}{at}: not valid YAML: {problem}.") from error
+
+
+def _note_lines(node: Any, path: Path, lines: dict[Path, int], where: str) -> None:
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            child = (*path, key.value)
+            if child in lines:
+                raise ConfigError(
+                    f"{where} line {key.start_mark.line + 1}: '{key.value}' is given twice "
+                    f"(first on line {lines[child]}). Keep one of them."
+                )
+            lines[child] = key.start_mark.line + 1
+            _note_lines(value, child, lines, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*path, index)] = value.start_mark.line + 1
+            _note_lines(value, (*path, index), lines, where)
+
+
+def expand_variables(value: Any, where: str) -> Any:
+    """Replace `${NAME}` and `${NAME:-default}` in every string by the environment's value.
+
+    Raises: ConfigError naming the variable when it is not set and has no default.
+    """
+    if isinstance(value, dict):
+        return {key: expand_variables(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = os.environ.get(match["name"], match["default"])
+        if found is None:
+            raise ConfigError(
+                f"{where}: ${{{match['name']}}} is used, but that environment variable is not "
+                f"set. Export it, or write ${{{match['name']}:-default}}."
+            )
+        return found
+
+    return VARIABLE.sub(replace, value)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`, mapping by mapping; lists and values are replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = merge(below, value) if both else value  # pyright: ignore[reportArgumentType]
+    return merged
+
+
+def build(model: type[Model], data: Any, where: str, lines: dict[Path, int]) -> Model:
+    """Validate `data`; every problem becomes one line that says where and what to do.
+
+    Raises: ConfigError listing all problems, each with its line and the nearest known key.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(item, model, where, lines) for item in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(problems))) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'text'?`, or the list of what is known when nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known) or 'none'}."
+
+
+def _explain(
+    error: ErrorDetails, model: type[BaseModel], where: str, lines: dict[Path, int]
+) -> str:
+    path = tuple(error["loc"])
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    place = f"{where} line {line}" if line else where
+    name = ".".join(str(part) for part in path)
+    if error["type"] == "extra_forbidden":
+        return f"{place}: {name}: unknown key; {nearest(str(path[-1]), _keys_at(model, path[:-1]))}"
+    if error["type"] == "missing":
+        return f"{place}: {name} is missing. Add it."
+    found = repr(error["input"])
+    shown = found if len(found) <= 60 else found[:57] + "..."
+    return f"{place}: {name}: found {shown}. {error['msg'].removeprefix('Value error, ')}."
+
+
+def _keys_at(model: type[BaseModel], path: Path) -> list[str]:
+    """The keys a config model knows at a path, through nested models and mappings of them."""
+    here: Any = model
+    for part in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(part))
+            here = field.annotation if field else None
+        here = next((item for item in _unpack(here) if _is_model(item)), here)
+    return sorted(here.model_fields) if _is_model(here) else []
+
+
+def _unpack(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", ())
+    return [annotation, *(inner for item in arguments for inner in _unpack(item))]
+
+
+def _is_model(item: Any) -> bool:
+    return isinstance(item, type) and issubclass(item, BaseModel)

@@ -1,0 +1,91 @@
+"""Read the lake as a training set: who is labelled how, on which side, with which tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .batches import Documents
+from .splits import stands_in_for_validation
+from .tables import Lake, digest_of
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled documents of one side, in the order of their ids."""
+
+    doc_ids: list[str]
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.doc_ids)
+
+    @property
+    def digest(self) -> str:
+        """Digest of exactly these rows and labels."""
+        return digest_of([self.doc_ids, self.labels])
+
+
+def current_labels(lake: Lake, but: str | None = None) -> dict[str, str]:
+    """The label of every labelled document: the newest given later, else the document's own.
+
+    Args: `but`, a night whose rows are left out because they are about to be replaced.
+    """
+    others = pc.field("night") != (but or "")
+    rows = lake.read("documents", ["doc_id", "label"], pc.field("label").is_valid() & others)
+    labels = dict(zip(rows["doc_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+    # Stable: of labels given at the same moment, the one further down its file is the newer.
+    later = lake.read("labels", ["doc_id", "label", "at"], others).sort_by("at")
+    labels.update(zip(later["doc_id"].to_pylist(), later["label"].to_pylist(), strict=True))
+    return labels
+
+
+def labelled_sides(lake: Lake) -> dict[str, Labelled]:
+    """All labelled documents by side: train, validation, gate, test.
+
+    A source that declares training rows but no validation gets a fixed share of the former.
+    """
+    labels = current_labels(lake)
+    rows = lake.read("documents", ["doc_id", "split", "content_digest"]).sort_by("doc_id")
+    sides: dict[str, list[tuple[str, str]]] = {
+        name: [] for name in ("train", "validation", "gate", "test")
+    }
+    for doc_id, side, digest in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        if doc_id in labels:
+            sides[side].append((doc_id, digest))
+    if not sides["validation"]:
+        held = [pair for pair in sides["train"] if stands_in_for_validation(pair[1])]
+        sides["validation"] = held
+        sides["train"] = [pair for pair in sides["train"] if not stands_in_for_validation(pair[1])]
+    return {
+        name: Labelled([one for one, _ in pairs], [labels[one] for one, _ in pairs])
+        for name, pairs in sides.items()
+    }
+
+
+def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str], max_tokens: int) -> Documents:
+    """Token ids of the given documents, in the given order."""
+    wanted = {doc_id: place for place, doc_id in enumerate(doc_ids)}
+    places: list[int] = []
+    pieces: list[pa.ListArray] = []
+    for batch in lake.scan("tokens", ["doc_id", "ids"], pc.field("tokenizer") == tokenizer):
+        found = [wanted.get(one, -1) for one in batch.column("doc_id").to_pylist()]
+        rows = [row for row, place in enumerate(found) if place >= 0]
+        places.extend(found[row] for row in rows)
+        pieces.append(batch.column("ids").take(pa.array(rows, pa.int64())))
+    order = np.argsort(np.array(places, np.int64))
+    chunks = pa.chunked_array(pieces, pa.list_(pa.int32()))
+    return Documents.from_arrow(chunks, max_tokens).take(order)
+
+
+def texts_of(lake: Lake, doc_ids: Iterable[str]) -> dict[str, str]:
+    """The texts of some documents, by id."""
+    wanted = pa.array(sorted(set(doc_ids)), pa.string())
+    if not len(wanted):
+        return {}
+    rows = lake.read("documents", ["doc_id", "text"], pc.field("doc_id").isin(wanted))
+    return dict(zip(rows["doc_id"].to_pylist(), rows["text"].to_pylist(), strict=True))

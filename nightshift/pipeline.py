@@ -1,0 +1,191 @@
+"""pipelines.yaml <-> config models. Each stage's own config lives beside its code."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from .cleaning import CleaningConfig
+from .clustering import ClusterConfig
+from .config import Config, build, expand_variables, merge, nearest, read_yaml
+from .errors import ConfigError
+from .recipe import ModelConfig, TrainConfig
+from .reports import ReportConfig
+from .scoring import PromotionConfig
+from .sources import SourceConfig
+from .splits import SplitConfig
+from .tables import digest_of
+from .tokenizer import TokenizerConfig
+
+PIPELINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class Pipeline(Config):
+    """A stream of texts that is worked on every night."""
+
+    source: SourceConfig
+    """Where the text comes from, and which columns hold what."""
+    language: str = Field(default="auto", pattern=r"^(auto|[a-z]{2,3})$")
+    """Language of every row as an ISO 639 code; auto detects it row by row."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """What is done to a text before anything reads it."""
+    splits: SplitConfig = SplitConfig()
+    """Shares of validation, gate and test where the source declares no split."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """What a token is."""
+    model: ModelConfig = ModelConfig()
+    """The recurrent network."""
+    train: TrainConfig = TrainConfig()
+    """When a challenger is trained, and how."""
+    promotion: PromotionConfig = PromotionConfig()
+    """When it replaces the champion."""
+    clusters: ClusterConfig = ClusterConfig()
+    """How documents are grouped."""
+    report: ReportConfig = ReportConfig()
+    """What the morning's page shows."""
+    when_busy: Literal["wait", "leave"] = "wait"
+    """What a second night of this pipeline does while one runs."""
+    webhook: SecretStr | None = None
+    """URL that gets a JSON message when a night fails (Slack reads its `text`)."""
+
+
+class Settings(Config):
+    """The whole of pipelines.yaml."""
+
+    lake: str = "data/lake"
+    """Folder or URI of the tables; a relative folder starts at this file."""
+    mlflow: str = "sqlite:///data/mlflow.db"
+    """MLflow tracking URI; also the registry."""
+    reports: str = "data/reports"
+    """Folder of the morning pages."""
+    storage: dict[str, SecretStr] = Field(default_factory=dict)
+    """Options of the tables' object store, such as AWS_ENDPOINT_URL; secrets from ${VARIABLES}."""
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    """Keys that every pipeline starts from."""
+    pipelines: dict[str, Pipeline] = Field(min_length=1)
+    """The pipelines by name."""
+
+    @field_validator("pipelines")
+    @classmethod
+    def _names_fit_folders_and_urls(cls, found: dict[str, Pipeline]) -> dict[str, Pipeline]:
+        for name in found:
+            if not PIPELINE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"pipeline name {name!r} must be lower-case letters, digits, - and _"
+                )
+        return found
+
+    def pipeline(self, name: str) -> Pipeline:
+        """A pipeline by name.
+
+        Raises: ConfigError with the nearest known name.
+        """
+        if name not in self.pipelines:
+            raise ConfigError(
+                f"no pipeline '{name}' in pipelines.yaml; {nearest(name, self.pipelines)}"
+            )
+        return self.pipelines[name]
+
+    def storage_options(self) -> dict[str, str]:
+        """The object store's options with their secrets in the open; never log them."""
+        return {key: value.get_secret_value() for key, value in self.storage.items()}
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a pipelines file; relative places in it start at its folder.
+
+    Raises: ConfigError listing every problem with its line.
+    """
+    where = path.name
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}). Give another with --config, or write one: "
+            "`nightshift init FILE`."
+        ) from error
+    data, lines = read_yaml(text, where)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: found no keys, expected at least `pipelines:`. See README.")
+    data = _with_defaults(expand_variables(data, where), lines, where)
+    return _resolve(build(Settings, data, where, lines), path.resolve().parent)
+
+
+def _with_defaults(
+    data: dict[str, Any], lines: dict[tuple[str | int, ...], int], where: str
+) -> dict[str, Any]:
+    """Lay every pipeline on `defaults`; an error in them is reported on their own line."""
+    defaults, pipelines = data.get("defaults") or {}, data.get("pipelines")
+    if not isinstance(defaults, dict) or not isinstance(pipelines, dict):
+        return data
+    for path, line in list(lines.items()):
+        if path[0] == "defaults":
+            for name in pipelines:
+                lines.setdefault(("pipelines", name, *path[1:]), line)
+    merged = {
+        str(name): merge(defaults, one if one is not None else {})
+        if isinstance(one, dict | None)
+        else one
+        for name, one in pipelines.items()
+    }
+    return {**data, "pipelines": merged}
+
+
+def _resolve(settings: Settings, folder: Path) -> Settings:
+    """Make every relative place absolute."""
+
+    def at(place: str) -> str:
+        return place if "://" in place else str(folder / place)
+
+    def source(one: Pipeline) -> Pipeline:
+        paths = [at(path) for path in one.source.paths]
+        return one.model_copy(update={"source": one.source.model_copy(update={"paths": paths})})
+
+    mlflow = settings.mlflow
+    file = re.fullmatch(r"sqlite:///(?!/)(.+)", mlflow)
+    if file:
+        mlflow = f"sqlite:///{folder / file[1]}"
+    elif "://" not in mlflow:
+        mlflow = str(folder / mlflow)
+    return settings.model_copy(
+        update={
+            "lake": at(settings.lake),
+            "reports": at(settings.reports),
+            "mlflow": mlflow,
+            "pipelines": {name: source(one) for name, one in settings.pipelines.items()},
+        }
+    )
+
+
+def config_digest(pipeline: Pipeline) -> str:
+    """Digest of everything declared about a pipeline but its secrets."""
+    return digest_of(pipeline.model_dump(mode="json", exclude={"webhook"}))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of pipelines.yaml, for editors."""
+    schema = Settings.model_json_schema()
+    parts: dict[str, Any] = schema["$defs"]
+    # Defaults are a pipeline of which nothing is required.
+    for name in ("Pipeline", "SourceConfig"):
+        partial = copy.deepcopy(parts[name])
+        partial.pop("required", None)
+        parts[f"{name}Defaults"] = partial
+    parts["PipelineDefaults"]["properties"]["source"] = {"$ref": "#/$defs/SourceConfigDefaults"}
+    schema["properties"]["defaults"] = {
+        "$ref": "#/$defs/PipelineDefaults",
+        "description": schema["properties"]["defaults"]["description"],
+    }
+    pipelines = schema["properties"]["pipelines"]
+    pipelines["additionalProperties"] = {
+        "anyOf": [{"$ref": "#/$defs/Pipeline"}, {"$ref": "#/$defs/PipelineDefaults"}]
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "pipelines.yaml of Nightshift",
+    }

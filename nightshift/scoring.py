@@ -1,0 +1,184 @@
+"""How good: scores on held-out rows, their comparison in pairs, and a linear model to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from .config import Config
+from .tokenizer import HAN
+
+Metric = Literal["accuracy", "macro_f1"]
+
+
+class PromotionConfig(Config):
+    """When a challenger replaces the champion."""
+
+    metric: Metric = "accuracy"
+    """What is compared on the gate rows."""
+    resamples: int = Field(default=1000, ge=100, le=100_000)
+    """Resamples of the paired bootstrap interval that is written beside the decision."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of one model on labelled rows; `confusion` is true class by predicted class."""
+
+    rows: int
+    accuracy: float
+    macro_f1: float
+    log_loss: float
+    calibration_error: float
+    labels: list[str]
+    per_class: list[dict[str, Any]]
+    confusion: list[list[int]]
+
+    def figures(self) -> dict[str, float]:
+        """The single numbers, without the tables."""
+        return {
+            name: getattr(self, name)
+            for name in ("rows", "accuracy", "macro_f1", "log_loss", "calibration_error")
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain mapping."""
+        return asdict(self)
+
+
+def score(truth: list[str], probabilities: np.ndarray, classes: list[str]) -> Scores:
+    """Score class probabilities against labels.
+
+    A label the model does not know counts as wrong, at the smallest probability (1e-6).
+
+    Args: labels (rows,), probabilities float32 (rows, classes), the classes' names in order.
+    """
+    answers = [classes[one] for one in probabilities.argmax(1)]
+    known = {name: index for index, name in enumerate(classes)}
+    columns = np.array([known.get(label, -1) for label in truth])
+    of_truth = np.where(
+        columns >= 0, probabilities[np.arange(len(truth)), np.maximum(columns, 0)], 0.0
+    )
+    names, table = confusion(truth, answers)
+    correct = np.array([one == other for one, other in zip(truth, answers, strict=True)])
+    return Scores(
+        rows=len(truth),
+        accuracy=float(correct.mean()),
+        macro_f1=float(np.mean(f1_by_class(table))),
+        log_loss=float(-np.log(np.maximum(of_truth, 1e-6)).mean()),
+        calibration_error=calibration_error(probabilities.max(1), correct),
+        labels=names,
+        per_class=_per_class(names, table),
+        confusion=table.tolist(),
+    )
+
+
+def confusion(truth: list[str], answers: list[str]) -> tuple[list[str], np.ndarray]:
+    """Names of all classes met, sorted, and counts int64 (true class, predicted class)."""
+    names = sorted({*truth, *answers})
+    place = {name: index for index, name in enumerate(names)}
+    pairs = [
+        place[one] * len(names) + place[other] for one, other in zip(truth, answers, strict=True)
+    ]
+    counts = np.bincount(pairs, minlength=len(names) ** 2)
+    return names, counts.reshape(len(names), len(names))
+
+
+def f1_by_class(table: np.ndarray) -> np.ndarray:
+    """F1 per class from a confusion table; a class neither present nor predicted scores 0."""
+    hits = np.diagonal(table, axis1=-2, axis2=-1)
+    return 2 * hits / np.maximum(table.sum(-1) + table.sum(-2), 1)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: mean gap of confidence and accuracy (Naeini et al. 2015)."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    sums = np.bincount(place, confidence - correct, minlength=bins)
+    return float(np.abs(sums).sum() / max(len(confidence), 1))
+
+
+def paired_interval(
+    truth: list[str],
+    champion: list[str],
+    challenger: list[str],
+    metric: Metric,
+    resamples: int,
+    seed: int = 1,
+) -> tuple[float, float, float, float]:
+    """Compare two models on the same rows by a paired bootstrap (Koehn 2004).
+
+    Returns: champion's score, challenger's score, and the 95% interval of their difference.
+    """
+    names = sorted({*truth, *champion, *challenger})
+    place = {name: index for index, name in enumerate(names)}
+    wanted, one, two = (
+        np.array([place[a] for a in rows]) for rows in (truth, champion, challenger)
+    )
+    of: Callable[[np.ndarray, np.ndarray], float] = _accuracy if metric == "accuracy" else _macro_f1
+    random = np.random.default_rng(seed)
+    gaps = np.empty(resamples)
+    for index in range(resamples):
+        rows = random.integers(0, len(wanted), len(wanted))
+        gaps[index] = of(wanted[rows], two[rows]) - of(wanted[rows], one[rows])
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return of(wanted, one), of(wanted, two), float(low), float(high)
+
+
+def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
+    return float((truth == answers).mean())
+
+
+def _macro_f1(truth: np.ndarray, answers: np.ndarray) -> float:
+    hits = np.bincount(truth[truth == answers], minlength=truth.max() + 1)
+    met = np.bincount(np.concatenate([truth, answers]))
+    hits = np.pad(hits, (0, len(met) - len(hits)))
+    return float((2 * hits[met > 0] / met[met > 0]).mean())
+
+
+def _per_class(names: list[str], table: np.ndarray) -> list[dict[str, Any]]:
+    hits, support, said = np.diagonal(table), table.sum(1), table.sum(0)
+    f1 = f1_by_class(table)
+    return [
+        {
+            "label": name,
+            "precision": float(hits[i] / max(said[i], 1)),
+            "recall": float(hits[i] / max(support[i], 1)),
+            "f1": float(f1[i]),
+            "support": int(support[i]),
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def linear_baseline(
+    texts: list[str], labels: list[str], test_texts: list[str], test_labels: list[str]
+) -> dict[str, float] | None:
+    """TF-IDF and a linear SVM on the same rows: what a user would have in seconds without us.
+
+    Words and pairs of words; characters 1 to 3 where the text is mostly Chinese.
+    Returns: accuracy and macro-F1 on the test rows; None when there is nothing to learn from.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.svm import LinearSVC
+
+    if len(set(labels)) < 2 or not test_texts:
+        return None
+    chinese = sum(bool(HAN.search(text)) for text in texts[:1000]) * 2 > min(len(texts), 1000)
+    settings: dict[str, Any] = (
+        {"analyzer": "char", "ngram_range": (1, 3)} if chinese else {"ngram_range": (1, 2)}
+    )
+    settings |= {"min_df": 2 if len(texts) >= 200 else 1, "dtype": np.float32}
+    vectorizer = TfidfVectorizer(sublinear_tf=True, **settings)
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError:  # not one term is left, as with texts of punctuation alone
+        return None
+    answers = LinearSVC().fit(features, labels).predict(vectorizer.transform(test_texts))
+    _, table = confusion(test_labels, [str(one) for one in answers])
+    return {
+        "accuracy": float(np.diagonal(table).sum() / table.sum()),
+        "macro_f1": float(f1_by_class(table).mean()),
+    }

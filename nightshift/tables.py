@@ -1,0 +1,436 @@
+"""The lake: one Delta table per name, written a night at a time, read as published.
+
+A write replaces the rows of its night in one atomic commit, so a stage may be repeated. Readers
+outside the night see only the versions that a row of `nights` names: that row is publication.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import ConfigError, PassingError
+
+NIGHT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+_TEXT = pa.string()
+_WHEN = pa.timestamp("us", tz="UTC")
+_NIGHT = ("night", _TEXT)
+_COUNTS = [(name, pa.int64()) for name in ("rows", "kept", "duplicates", "rejects")]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    # one row per ingested file, or file that could not be opened (then with a problem)
+    "batches": pa.schema([
+        ("uri", _TEXT), ("digest", _TEXT), ("bytes", pa.int64()), ("modified", pa.float64()),
+        *_COUNTS, ("problem", _TEXT), _NIGHT,
+    ]),
+    # one row per document
+    "documents": pa.schema([
+        ("doc_id", _TEXT), ("text", _TEXT), ("label", _TEXT), ("lang", _TEXT),
+        ("event_time", _WHEN), ("source_file", _TEXT), ("row", pa.int64()),
+        ("content_digest", _TEXT), ("split", _TEXT), _NIGHT,
+    ]),
+    # one row per input row whose text was known already
+    "duplicates": pa.schema([
+        ("doc_id", _TEXT), ("source_id", _TEXT), ("source_file", _TEXT), ("row", pa.int64()),
+        _NIGHT,
+    ]),
+    # one row per refused input row
+    "rejects": pa.schema([
+        ("source_file", _TEXT), ("row", pa.int64()), ("reason", _TEXT), ("raw", _TEXT), _NIGHT,
+    ]),
+    # one row per label given after its document; the newest wins, over the document's own
+    "labels": pa.schema([
+        ("doc_id", _TEXT), ("label", _TEXT), ("by", _TEXT), ("at", _WHEN), _NIGHT,
+    ]),
+    # one row per tokenizer ever learned; serialized is its JSON file
+    "tokenizers": pa.schema([
+        ("digest", _TEXT), ("unit", _TEXT), ("config_digest", _TEXT), ("serialized", _TEXT), _NIGHT,
+    ]),
+    # one row per document and tokenizer
+    "tokens": pa.schema([
+        ("doc_id", _TEXT), ("ids", pa.list_(pa.int32())), ("n_tokens", pa.int32()),
+        ("n_unknown", pa.int32()), ("tokenizer", _TEXT), _NIGHT,
+    ]),
+    # one row per document and model_id
+    "predictions": pa.schema([
+        ("doc_id", _TEXT), ("label", _TEXT), ("probability", pa.float32()),
+        ("margin", pa.float32()), ("abstained", pa.bool_()), ("model_id", _TEXT), _NIGHT,
+    ]),
+    # one row per document and model_id; unit length
+    "embeddings": pa.schema([
+        ("doc_id", _TEXT), ("vector", pa.list_(pa.float32())), ("model_id", _TEXT), _NIGHT,
+    ]),
+    # one row per cluster and night
+    "clusters": pa.schema([
+        ("cluster_id", _TEXT), ("name", _TEXT), ("event", _TEXT), ("parents", pa.list_(_TEXT)),
+        ("size", pa.int64()), ("cohesion", pa.float32()), ("keywords", pa.list_(_TEXT)),
+        ("exemplars", pa.list_(_TEXT)), ("centroid", pa.list_(pa.float32())), ("model_id", _TEXT),
+        _NIGHT,
+    ]),
+    # one row per document and change of cluster
+    "assignments": pa.schema([
+        ("doc_id", _TEXT), ("cluster_id", _TEXT), ("distance", pa.float32()), _NIGHT,
+    ]),
+    # one row per decision
+    "promotions": pa.schema([
+        ("champion", _TEXT), ("challenger", _TEXT), ("rows", pa.int64()), ("rows_digest", _TEXT),
+        ("metric", _TEXT), ("champion_score", pa.float64()), ("challenger_score", pa.float64()),
+        ("low", pa.float64()), ("high", pa.float64()), ("per_class", _TEXT), ("decision", _TEXT),
+        ("reason", _TEXT), ("by", _TEXT), ("at", _WHEN), _NIGHT,
+    ]),
+    # one row per night and finished stage; outputs and figures are JSON
+    "stages": pa.schema([
+        ("stage", _TEXT), ("digest", _TEXT), ("outputs", _TEXT), ("figures", _TEXT),
+        ("seconds", pa.float64()), ("at", _WHEN), _NIGHT,
+    ]),
+    # one row per night; versions and figures are JSON
+    "nights": pa.schema([
+        ("number", pa.int64()), ("state", _TEXT), ("started", _WHEN), ("finished", _WHEN),
+        ("versions", _TEXT), ("config_digest", _TEXT), ("code_version", _TEXT),
+        ("model_id", _TEXT), ("model_uri", _TEXT), ("registry_version", pa.int64()),
+        ("figures", _TEXT), ("mlflow_run", _TEXT), ("prefect_run", _TEXT), ("process", _TEXT),
+        ("error", _TEXT), _NIGHT,
+    ]),
+}  # fmt: skip
+
+ROW_GROUP = 65_536
+
+VOLATILE = {
+    "at",
+    "modified",
+    "seconds",
+    "started",
+    "finished",
+    "mlflow_run",
+    "prefect_run",
+    "process",
+}
+"""Columns that differ between two equal nights; digests leave them out."""
+
+
+@dataclass(frozen=True)
+class TableRef:
+    """What one stage hands to the next: a night's rows in a table, without the rows."""
+
+    table: str
+    version: int
+    rows: int
+    digest: str
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain mapping, for the `stages` row."""
+        return asdict(self)
+
+
+class Lake:
+    """The tables of one pipeline, at `<uri>/<pipeline>/<table>`.
+
+    Args: any URI delta-rs opens; its storage options (credentials) for object stores.
+    """
+
+    def __init__(self, uri: str, pipeline: str, storage: dict[str, str] | None = None):
+        self.root = f"{uri.rstrip('/')}/{pipeline}"
+        self._storage = storage or None
+
+    def version(self, table: str) -> int | None:
+        """The newest version, or None while the table does not exist."""
+        opened = self._open(table, None)
+        return None if opened is None else opened.version()
+
+    def replace(self, table: str, night: str, batches: Iterable[pa.RecordBatch]) -> TableRef:
+        """Replace a night's rows in one commit; repeating it changes nothing.
+
+        Args: `batches` in the columns of the table's schema; `night` is filled in here.
+        """
+        with self.writer(table, night) as writer:
+            for batch in batches:
+                writer.write(batch)
+        return writer.ref
+
+    def writer(self, table: str, night: str) -> NightWriter:
+        """The same for rows that come while other tables are written: commits when closed."""
+        opened = self._open(table, None)
+        if opened is None:
+            from deltalake import DeltaTable
+
+            with _passing(f"creating table '{table}' at {self._at(table)}"):
+                opened = DeltaTable.create(
+                    self._at(table), SCHEMAS[table], mode="ignore", name=table,
+                    partition_by=["night"], storage_options=self._storage,
+                )  # fmt: skip
+        return NightWriter(opened, table, valid_night(night))
+
+    def scan(
+        self,
+        table: str,
+        columns: list[str] | None = None,
+        where: pc.Expression | None = None,
+        version: int | None = None,
+        rows: int = 8192,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream rows in the order they were written, nights in the order of their names.
+
+        A table that does not exist yet has no rows.
+        """
+        import pyarrow.dataset as ds
+
+        opened = self._open(table, version)
+        if opened is None:
+            return
+        with _passing(f"reading table '{table}' at {self._at(table)}"):
+            whole = opened.to_pyarrow_dataset(schema=SCHEMAS[table])
+            # One file a night: by folder, so that nights come in the order of their names.
+            pieces = sorted(whole.get_fragments(filter=where), key=lambda one: one.path)
+            if not pieces:
+                return
+            ordered = ds.FileSystemDataset(pieces, whole.schema, pieces[0].format, whole.filesystem)
+            for batch in ordered.to_batches(columns=columns, filter=where, batch_size=rows):
+                if batch.num_rows:
+                    yield batch
+
+    def read(
+        self,
+        table: str,
+        columns: list[str] | None = None,
+        where: pc.Expression | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """The rows of `scan`, in memory."""
+        names = columns or SCHEMAS[table].names
+        schema = pa.schema([SCHEMAS[table].field(name) for name in names])
+        return pa.Table.from_batches(self.scan(table, columns, where, version), schema=schema)
+
+    def nights(self) -> list[dict[str, Any]]:
+        """Every night that ever started, oldest first; JSON columns are parsed."""
+        rows = self.read("nights").to_pylist()
+        for row in rows:
+            row["versions"] = json.loads(row["versions"] or "{}")
+            row["figures"] = json.loads(row["figures"] or "{}")
+        return sorted(rows, key=lambda row: row["number"])
+
+    def write_night(self, row: dict[str, Any]) -> None:
+        """Write a night's row; with state `published` this commit is the publication."""
+        packed = {**row, "versions": json.dumps(row.get("versions") or {}, sort_keys=True)}
+        packed["figures"] = json.dumps(row.get("figures") or {}, sort_keys=True)
+        self.replace("nights", row["night"], rows_of("nights", [packed]))
+
+    def published(self) -> dict[str, Any] | None:
+        """The newest published night, whose `versions` are what readers may see."""
+        done = [row for row in self.nights() if row["state"] == "published"]
+        return done[-1] if done else None
+
+    def write_stage(self, night: str, row: dict[str, Any]) -> None:
+        """Note that a stage of the night is done, in place of what was noted for it before."""
+        others = [one for name, one in self.stages(night).items() if name != row["stage"]]
+        packed = [
+            {
+                **one,
+                "outputs": json.dumps(one["outputs"], sort_keys=True),
+                "figures": json.dumps(one["figures"], sort_keys=True),
+            }
+            for one in (*others, row)
+        ]
+        self.replace("stages", night, rows_of("stages", packed))
+
+    def stages(self, night: str) -> dict[str, dict[str, Any]]:
+        """The finished stages of a night by name; outputs and figures are parsed."""
+        rows = self.read("stages", where=pc.field("night") == night).to_pylist()
+        for row in rows:
+            row["outputs"], row["figures"] = json.loads(row["outputs"]), json.loads(row["figures"])
+        return {row["stage"]: row for row in sorted(rows, key=lambda row: row["at"])}
+
+    def probe(self) -> None:
+        """Write and replace a tiny table beside the others; raises PassingError if that fails."""
+        self.replace("stages", "probe", [])
+
+    def _at(self, table: str) -> str:
+        return f"{self.root}/{table}"
+
+    def _open(self, table: str, version: int | None) -> Any:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        with _passing(f"opening table '{table}' at {self._at(table)}"):
+            try:
+                return DeltaTable(self._at(table), version, self._storage)
+            except TableNotFoundError:
+                return None
+
+
+class NightWriter:
+    """Streams one night's rows of one table; they appear together, when it closes without error.
+
+    Rows go into a Parquet file of our own, which a transaction then names: delta-rs' own writer
+    shuffles batches, and a night could not be compared with its repetition.
+    """
+
+    ref: TableRef
+
+    def __init__(self, opened: Any, table: str, night: str):
+        self._opened, self._table, self._night = opened, table, night
+        self._schema = pa.schema([one for one in SCHEMAS[table] if one.name != "night"])
+        self._path = f"night={night}/part-{uuid4()}.parquet"
+        self._digest = Digest()
+        self._held: list[pa.RecordBatch] = []
+        self._file: Any = None
+
+    def __enter__(self) -> NightWriter:
+        import pyarrow.fs as fs
+        from deltalake.fs import DeltaStorageHandler
+
+        self._store = fs.PyFileSystem(DeltaStorageHandler.from_table(self._opened._table))
+        return self
+
+    def write(self, batch: pa.RecordBatch | list[dict[str, Any]]) -> None:
+        """Add rows: a batch in any order of columns, or mappings in which null may be left out."""
+        if isinstance(batch, list):
+            for one in pa.Table.from_pylist(batch, schema=self._schema).to_batches():
+                self.write(one)
+            return
+        columns = [batch.column(field.name).cast(field.type) for field in self._schema]
+        self._held.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._digest.feed(self._held[-1])
+        # Small batches are gathered, since each becomes a row group of the file.
+        if sum(one.num_rows for one in self._held) >= ROW_GROUP:
+            self._flush()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            if self._file is not None:
+                with suppress(OSError):
+                    self._file.close()
+                    self._store.delete_file(self._path)
+            return
+        self._flush()
+        with _passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
+            self._commit()
+        rows, digest = self._digest.rows, self._digest.hexdigest()
+        self.ref = TableRef(self._table, self._opened.version(), rows, digest)
+
+    def _flush(self) -> None:
+        import pyarrow.parquet as pq
+
+        rows = (
+            pa.concat_batches(
+                self._held,
+            )
+            if self._held
+            else None
+        )
+        self._held = []
+        if rows is None or not rows.num_rows:
+            return
+        with _passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
+            if self._file is None:
+                self._file = pq.ParquetWriter(
+                    self._path, self._schema, filesystem=self._store, compression="zstd"
+                )
+            self._file.write_batch(rows, row_group_size=ROW_GROUP)
+
+    def _commit(self) -> None:
+        from deltalake.transaction import AddAction
+
+        actions: list[Any] = []
+        if self._file is not None:
+            self._file.close()
+            size = self._store.get_file_info(self._path).size
+            rows = json.dumps({"numRecords": self._digest.rows})
+            now = int(time.time() * 1000)
+            actions.append(AddAction(self._path, size, {"night": self._night}, now, True, rows))
+        # Asked for afresh: the table may have moved on while these rows were made.
+        self._opened.update_incremental()
+        replaced = [("night", "=", self._night)]
+        self._opened.create_write_transaction(
+            actions, "overwrite", SCHEMAS[self._table], ["night"], replaced
+        )
+        self._opened.update_incremental()
+
+
+class _passing:  # noqa: N801 - a context manager, read as a verb
+    """Turn the lake's input and output faults into the one error that is worth a retry."""
+
+    def __init__(self, doing: str):
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from deltalake.exceptions import DeltaError
+
+        if isinstance(error, OSError | DeltaError):
+            raise PassingError(
+                f"{self._doing}: {error}. The night stays unfinished and yesterday's tables stay "
+                "published; run it again when the store answers."
+            ) from error
+
+
+def valid_night(name: str) -> str:
+    """The name itself, when it is fit for a folder and a condition.
+
+    Raises: ConfigError otherwise.
+    """
+    if not NIGHT_NAME.fullmatch(name):
+        raise ConfigError(
+            f"--night: found {name!r}, expected up to 64 letters, digits, dots, dashes and "
+            "underscores, such as 2026-11-22. Choose another name."
+        )
+    return name
+
+
+def rows_of(table: str, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:
+    """Rows as mappings -> batches of the table's schema; what a row lacks is null."""
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[table]).to_batches()
+
+
+class Digest:
+    """A digest of rows that does not depend on how they were cut into batches."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._columns: dict[str, Any] = {}
+
+    def feed(self, batch: pa.RecordBatch) -> None:
+        """Add a batch, column by column, without the volatile ones."""
+        self.rows += batch.num_rows
+        for name in batch.schema.names:
+            if name not in VOLATILE:
+                _feed(self._columns.setdefault(name, blake2b(digest_size=16)), batch.column(name))
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        parts = [f"{name}:{one.hexdigest()}" for name, one in sorted(self._columns.items())]
+        return digest_of([self.rows, parts])
+
+
+def _feed(hasher: Any, array: pa.Array) -> None:
+    hasher.update(array.is_valid().cast(pa.uint8()).to_numpy())
+    if pa.types.is_list(array.type):
+        hasher.update(array.value_lengths().fill_null(-1).to_numpy())
+        _feed(hasher, array.flatten())
+    elif pa.types.is_string(array.type):
+        lengths = pc.call_function("binary_length", [array])
+        hasher.update(lengths.fill_null(-1).to_numpy())
+        hasher.update("".join(array.drop_null().to_pylist()).encode())
+    elif pa.types.is_boolean(array.type):
+        hasher.update(array.fill_null(False).cast(pa.uint8()).to_numpy())
+    else:
+        plain = array.cast(pa.int64()) if pa.types.is_timestamp(array.type) else array
+        hasher.update(plain.fill_null(0).to_numpy())
+
+
+def digest_of(value: Any) -> str:
+    """32 hexadecimal digits of anything JSON can say, whatever the order of its keys."""
+    said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return blake2b(said.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,150 @@
+"""Text -> token ids: learn once per pipeline, encode in parallel, save as one JSON file.
+
+Units: `bpe`, subwords by byte-pair encoding (Sennrich et al. 2016), in every language; `word`,
+with jieba for Chinese; `character`. The file is a Hugging Face tokenizer, readable by others.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import chain, islice
+from typing import Literal
+
+from pydantic import Field
+
+from .config import Config
+from .errors import BundleError
+
+PADDING, UNKNOWN = 0, 1
+SPECIAL = ["[PAD]", "[UNK]"]
+
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+# A run of Han, or a word of any other script with its inner apostrophes.
+WORD = re.compile(
+    r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
+    r"|(?:(?![\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])\w)+(?:['’]\w+)*"
+)
+# A mark in front of words of scripts that write spaces: "the" and the end of "bathe" differ.
+# Chinese has no such boundaries, and marking a line's first character would split its statistics.
+WORD_START = r"(?<![\p{L}\p{N}\p{M}])(?=[\p{L}\p{N}])(?!\p{Han})"
+MARK = "▁"
+
+
+class TokenizerConfig(Config):
+    """What a token is."""
+
+    unit: Literal["bpe", "word", "character"] = "bpe"
+    """Subwords, words (jieba for Chinese) or characters."""
+    vocabulary: int = Field(default=8000, ge=16, le=1_000_000)
+    """Most entries the tokenizer may have."""
+    lowercase: bool = True
+    """Fold case before cutting."""
+    min_count: int = Field(default=2, ge=1)
+    """A word, or a merge of subwords, must be seen this often to become an entry."""
+    max_tokens: int = Field(default=2048, ge=8)
+    """Tokens kept of one document; `n_tokens` still tells its whole length."""
+    learn_from: int = Field(default=200_000, ge=100)
+    """Documents, from the first on, that the tokenizer is learned from."""
+    unknown_warning: float = Field(default=0.02, ge=0, le=1)
+    """A share of unknown tokens above this, in one night, is warned about."""
+
+
+def words(text: str) -> list[str]:
+    """Cut text into words, case kept: Han runs by jieba, all else by spaces and punctuation."""
+    found: list[str] = []
+    for run in WORD.findall(text):
+        if HAN.match(run):
+            found.extend(_jieba().lcut(run))
+        else:
+            found.append(run)
+    return found
+
+
+def _jieba():
+    import jieba
+
+    # It announces its dictionary on standard error at the first use.
+    jieba.setLogLevel(logging.WARNING)
+    return jieba
+
+
+class Tokenizer:
+    """A learned tokenizer. Ids: 0 pads, 1 is what the vocabulary does not know."""
+
+    def __init__(self, serialized: str, unit: str):
+        import tokenizers
+
+        self.serialized, self.unit = serialized, unit
+        self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
+        self.size: int = self._tokenizer.get_vocab_size()
+        self.digest = blake2b(f"{unit}\n{serialized}".encode(), digest_size=16).hexdigest()
+        if self._tokenizer.token_to_id(SPECIAL[1]) != UNKNOWN:
+            raise BundleError(
+                f"tokenizer.json: found '{SPECIAL[1]}' at id "
+                f"{self._tokenizer.token_to_id(SPECIAL[1])}, expected {UNKNOWN}. This file was not "
+                "written by Nightshift; train again to make a new one."
+            )
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+        """Learn a vocabulary from texts, streamed; the same texts give the same tokenizer."""
+        from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Base
+
+        texts = islice(texts, config.learn_from)
+        steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if config.lowercase else [])]
+        if config.unit == "bpe":
+            base = Base(models.BPE(unk_token=SPECIAL[1]))
+            steps.append(normalizers.Replace(Regex(WORD_START), MARK))
+            base.pre_tokenizer = pre_tokenizers.Sequence([
+                pre_tokenizers.WhitespaceSplit(),
+                pre_tokenizers.Split(Regex(r"[\p{P}\p{S}&&[^▁]]"), "isolated"),
+                pre_tokenizers.Split(Regex(r"\p{Han}+"), "isolated"),
+            ])  # fmt: skip
+            trainer = trainers.BpeTrainer(
+                vocab_size=config.vocabulary,
+                min_frequency=config.min_count,
+                # Rare Chinese characters must not crowd out every merge.
+                limit_alphabet=max(8, config.vocabulary * 7 // 10),
+                special_tokens=SPECIAL,
+                show_progress=False,
+            )
+        else:
+            base = Base(models.WordLevel(unk_token=SPECIAL[1]))
+            base.pre_tokenizer = (
+                pre_tokenizers.WhitespaceSplit()
+                if config.unit == "word"
+                else pre_tokenizers.Split(Regex(r"\s*\S"), "isolated")
+            )
+            trainer = trainers.WordLevelTrainer(
+                vocab_size=config.vocabulary,
+                min_frequency=config.min_count,
+                special_tokens=SPECIAL,
+                show_progress=False,
+            )
+        base.normalizer = normalizers.Sequence(steps)
+        base.train_from_iterator(_prepared(texts, config.unit), trainer)
+        return cls(base.to_str(), config.unit)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, at least one: a text without any token is one unknown."""
+        encoded = self._tokenizer.encode_batch_fast(
+            list(_prepared(texts, self.unit)), add_special_tokens=False
+        )
+        return [one.ids or [UNKNOWN] for one in encoded]
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """The entries behind ids."""
+        return [self._tokenizer.id_to_token(one) or SPECIAL[UNKNOWN] for one in ids]
+
+
+def _prepared(texts: Iterable[str], unit: str) -> Iterator[str]:
+    return (" ".join(words(text)) for text in texts) if unit == "word" else iter(texts)
+
+
+def flatten(rows: list[list[int]]) -> list[int]:
+    """All ids of all rows, one after the other."""
+    return list(chain.from_iterable(rows))

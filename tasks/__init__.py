@@ -1,0 +1,1 @@
+"""The steps of a night: one file per step. They own retries, identity, MLflow and publishing."""

@@ -1,0 +1,156 @@
+"""publish: the one moment at which the world sees the night."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from nightshift.bundle import Bundle, Clusters, Model
+from nightshift.pipeline import config_digest
+from nightshift.tables import SCHEMAS
+
+from .cluster import Clustered
+from .embed import Embedded
+from .evaluate import Evaluated
+from .ingest import Ingested
+from .promote import Promoted
+from .report import Reported
+from .stage import ModelRef, Night, Outcome, code_version, stage
+from .tracking import CHALLENGER, CHAMPION, MODEL_TAG, Registry, scratch
+from .train import Trained
+
+log = logging.getLogger(__name__)
+
+NEEDED = ["mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "scipy",
+          "tokenizers", "torch"]  # fmt: skip
+
+
+class Published(Outcome):
+    """What the registry calls tonight's champion."""
+
+    registry_version: int | None
+    challenger_version: int | None
+
+
+@stage("publish")
+def publish(
+    night: Night,
+    ingested: Ingested,
+    trained: Trained,
+    evaluated: Evaluated,
+    promoted: Promoted,
+    embedded: Embedded,
+    clustered: Clustered,
+    reported: Reported,
+) -> Published:
+    """Register what changed, commit the night, then let the aliases follow."""
+    champion = _register(night, embedded.winner, with_clusters=True)
+    challenger = champion
+    if trained.challenger is not None and not promoted.promoted:
+        challenger = _register(night, trained.challenger, with_clusters=False)
+    elif trained.challenger is None:
+        challenger = night.before.get("challenger_version") or champion
+    scores = evaluated.challenger if promoted.promoted else evaluated.champion
+    row = next(one for one in night.lake.nights() if one["night"] == night.name)
+    tables = [name for name in SCHEMAS if name not in ("nights", "stages")]
+    versions = {name: night.lake.version(name) for name in tables}
+    winner = embedded.winner
+    night.lake.write_night(
+        {
+            **row,
+            "state": "published",
+            "finished": datetime.now(UTC),
+            "versions": {name: one for name, one in versions.items() if one is not None},
+            "config_digest": config_digest(night.pipeline),
+            "code_version": code_version(),
+            "model_id": winner.model_id if winner else None,
+            "model_uri": winner.uri if winner else None,
+            "registry_version": champion,
+            "error": None,
+            "figures": {
+                "rows": int(ingested.figures["rows"]),
+                "documents": ingested.documents.rows,
+                "duplicates": int(ingested.figures["duplicates"]),
+                "rejects": int(ingested.figures["rejects"]),
+                "labelled": ingested.labelled,
+                "clusters": clustered.clusters.rows,
+                "quality": _short(scores),
+                "baseline": evaluated.baseline,
+                "trained": trained.challenger is not None,
+                "promoted": promoted.promoted,
+                "outcome": promoted.reason,
+                "basis": trained.basis,
+                "model": winner.model_dump() if winner else None,
+                "challenger_version": challenger,
+                "report": reported.path,
+            },
+        }
+    )
+    # From here on the night is published; whatever follows is repaired by the next start.
+    follow(night.settings.mlflow, night.pipeline_name, champion, challenger)
+    log.info("publish   night %s is published%s", night.name,
+             f": version {champion} is champion" if champion else "")  # fmt: skip
+    return Published(registry_version=champion, challenger_version=challenger)
+
+
+def follow(uri: str, pipeline: str, champion: int | None, challenger: int | None) -> None:
+    """Make the aliases say what the `nights` table says; harmless to repeat."""
+    registry = Registry(uri)
+    for alias, number in ((CHAMPION, champion), (CHALLENGER, challenger)):
+        if number is not None:
+            registry.alias(pipeline, alias, number)
+
+
+def _short(scores: dict[str, Any] | None) -> dict[str, float] | None:
+    keys = ("rows", "accuracy", "macro_f1", "log_loss", "calibration_error")
+    return {key: scores[key] for key in keys} if scores else None
+
+
+def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | None:
+    """Register a model as a version of the pipeline; one that is known keeps its number."""
+    if ref is None:
+        return None
+    model_folder = night.tracking.fetch(ref.uri)
+    model = Model.load(model_folder)
+    with scratch() as folder:
+        bundle = Bundle(model, _clusters(night) if with_clusters else None)
+        digest = bundle.save(Path(folder), model_folder)
+        tags = {
+            MODEL_TAG: ref.model_id,
+            "nightshift.night": night.name,
+            "nightshift.code": code_version(),
+            "nightshift.clusters": "yes" if with_clusters else "no",
+        }
+        return Registry(night.settings.mlflow).register(
+            night.tracking.run_id,
+            night.pipeline_name,
+            Path(folder),
+            digest,
+            tags,
+            _requirements(model),
+        )
+
+
+def _clusters(night: Night) -> Clusters | None:
+    rows = night.lake.read("clusters", where=pc.field("night") == night.name).to_pylist()
+    if not rows:
+        return None
+    return Clusters(
+        np.array([row["centroid"] for row in rows], np.float32),
+        [row["cluster_id"] for row in rows],
+        [row["name"] for row in rows],
+        [row["keywords"] for row in rows],
+    )
+
+
+def _requirements(model: Model) -> list[str]:
+    """Exactly what a bundle needs to answer, at the versions it was made with."""
+    names = [*NEEDED, *(["jieba"] if model.tokenizer.unit == "word" else [])]
+    # A build's local part (+cpu) is no version that another machine can ask for.
+    return [f"{name}=={version(name).split('+')[0]}" for name in sorted(names)]

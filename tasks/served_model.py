@@ -1,0 +1,48 @@
+"""The script MLflow keeps with every registered version and runs when it is loaded.
+
+It needs nothing of Nightshift installed: the bundle brings the modules it was made with, and they
+are imported under a name made of their own digest, so that two versions never share code.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+
+
+def _load_code(folder):
+    files = sorted(folder.glob("*.py"))
+    digest = hashlib.blake2b(b"".join(one.read_bytes() for one in files), digest_size=8)
+    name = f"nightshift_bundle_{digest.hexdigest()}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[name] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"{name}.bundle")
+
+
+class Served(mlflow.pyfunc.PythonModel):
+    """Texts in, labels and clusters out."""
+
+    def load_context(self, context):
+        """Read the bundle's files."""
+        folder = Path(context.artifacts["bundle"])
+        self.bundle = _load_code(folder / "code").Bundle.load(folder)
+
+    def predict(self, context, model_input, params=None):
+        """A frame with a column `text` -> one row of answers per text, in order."""
+        params = params or {}
+        texts = ["" if text is None else str(text) for text in model_input["text"].tolist()]
+        answers = self.bundle.answer(
+            texts, top=int(params.get("top_k", 3)), vectors=bool(params.get("embeddings", False))
+        )
+        return pd.DataFrame(answers, index=model_input.index)
+
+
+mlflow.models.set_model(Served())

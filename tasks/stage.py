@@ -1,0 +1,187 @@
+"""What makes a function a stage of the night: done once, retried, timed, logged.
+
+A stage is done when the table `stages` has a row of its night with its digest: of its inputs, the
+part of the config it reads, and the code. A kill between its last commit and that row repeats the
+stage, which replaces the same rows. Prefect sees a task; whether it is done is ours to know.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
+
+import nightshift
+from nightshift.errors import PassingError
+from nightshift.pipeline import Pipeline, Settings
+from nightshift.tables import Lake, TableRef, digest_of
+
+from .tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+STAGES = (
+    "files", "ingest", "tokens", "train", "evaluate", "promote", "embed", "cluster", "report",
+    "publish",
+)  # fmt: skip
+RETRY_DELAYS_SECONDS = [2, 15]
+
+UNSTABLE = {"version", "uri", "run_id", "registry_version", "seconds", "modified"}
+"""Keys of an outcome that differ between two equal nights."""
+
+
+class Outcome(BaseModel):
+    """What a stage hands on: references and figures, never rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    figures: dict[str, float] = {}
+    """Numbers for MLflow and the status."""
+
+
+class ModelRef(BaseModel):
+    """A trained model: what it is, and where MLflow keeps it."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model_id: str
+    uri: str
+    kind: str
+    """network, or vectors where there is no classifier."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One night of one pipeline, as every stage gets it."""
+
+    pipeline_name: str
+    pipeline: Pipeline
+    settings: Settings
+    name: str
+    number: int
+    tracking: Tracking
+    previous: dict[str, Any] | None
+    """The row of the newest published night, or None on the first."""
+    redo: frozenset[str] = field(default_factory=frozenset)
+    """Stages to do again although they are done."""
+
+    @functools.cached_property
+    def lake(self) -> Lake:
+        """The pipeline's tables."""
+        return Lake(self.settings.lake, self.pipeline_name, self.settings.storage_options())
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """Figures of the newest published night."""
+        return self.previous["figures"] if self.previous else {}
+
+
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result", bound=Outcome)
+Stage = Callable[Concatenate[Night, Inputs], Result]
+
+
+def stage(
+    name: str, config: str = "", once: bool = False
+) -> Callable[[Callable[Concatenate[Night, Inputs], Result]], Stage[Inputs, Result]]:
+    """Make a function a stage.
+
+    Args: its name; the keys of the pipeline's config it reads, by spaces; `once` for a stage whose
+    first outcome stands for the whole night, whatever changes.
+    """
+
+    def decorate(work: Callable[Concatenate[Night, Inputs], Result]) -> Stage[Inputs, Result]:
+        outcome: type[Result] = get_type_hints(work)["return"]
+
+        @functools.wraps(work)
+        def run(night: Night, *given: Inputs.args, **_: Inputs.kwargs) -> Result:
+            digest = name if once else _digest(night, name, config, given)
+            done = night.lake.stages(night.name).get(name)
+            if done and done["digest"] == digest and name not in night.redo:
+                log.info("%-9s done before, kept", name)
+                return outcome.model_validate(done["outputs"])
+            started = time.perf_counter()
+            result = work(night, *given)
+            seconds = time.perf_counter() - started
+            night.tracking.figures(
+                {f"{name}/{key}": value for key, value in result.figures.items()}
+                | {f"seconds/{name}": seconds}
+            )
+            night.lake.write_stage(
+                night.name,
+                {
+                    "stage": name,
+                    "digest": digest,
+                    "outputs": result.model_dump(mode="json"),
+                    "figures": result.figures,
+                    "seconds": seconds,
+                    "at": datetime.now(UTC),
+                },
+            )
+            return result
+
+        return task(
+            name=name,
+            task_run_name=name,
+            retries=len(RETRY_DELAYS_SECONDS),
+            retry_delay_seconds=RETRY_DELAYS_SECONDS,
+            retry_condition_fn=_may_pass,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )(run)
+
+    return decorate
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Only a store or server that did not answer is asked again; a bug would fail the same way."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, PassingError):
+        log.warning("%s: %s", run.name, error)
+        return True
+    return False
+
+
+def _digest(night: Night, name: str, config: str, given: tuple[Any, ...]) -> str:
+    declared = night.pipeline.model_dump(mode="json", include=set(config.split()))
+    before = night.previous["night"] if night.previous else None
+    return digest_of([name, before, declared, code_digest(), [stable(one) for one in given]])
+
+
+def stable(value: Any) -> Any:
+    """An outcome without what differs between two equal nights."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, TableRef):
+        value = value.as_json()
+    if isinstance(value, dict):
+        return {key: stable(item) for key, item in value.items() if key not in UNSTABLE}
+    if isinstance(value, list | tuple):
+        return [stable(item) for item in value]
+    return value
+
+
+@cache
+def code_digest() -> str:
+    """Digest of the library's and the tasks' source: changed code makes stages undone."""
+    hasher = blake2b(digest_size=8)
+    for folder in (Path(nightshift.__file__).parent, Path(__file__).parent):
+        for file in sorted([*folder.glob("*.py"), *folder.glob("*.html")]):
+            hasher.update(file.name.encode() + b"\n" + file.read_bytes())
+    return hasher.hexdigest()
+
+
+def code_version() -> str:
+    """The library's version and the digest of its source, as in 0.1.0+3f2a."""
+    return f"{nightshift.__version__}+{code_digest()[:8]}"

@@ -1,0 +1,132 @@
+"""tokens: learn a tokenizer once per pipeline, then encode what is new."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightshift.tables import TableRef, digest_of, rows_of
+from nightshift.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig
+
+from .ingest import Ingested
+from .progress import track
+from .stage import Night, Outcome, stage
+
+log = logging.getLogger(__name__)
+
+
+class Tokens(Outcome):
+    """The night's tokens, and the digest of the tokenizer that made them."""
+
+    tokens: TableRef
+    tokenizer: str
+    """Empty while the pipeline has no documents to learn one from."""
+
+
+@stage("tokens", "tokenizer")
+def tokenize(night: Night, ingested: Ingested) -> Tokens:
+    """Encode the night's documents; all documents when a new tokenizer had to be learned."""
+    lake, config = night.lake, night.pipeline.tokenizer
+    tokenizer, fresh = _tokenizer(night, config)
+    if tokenizer is None:
+        return Tokens(tokens=lake.replace("tokens", night.name, []), tokenizer="")
+    where = pc.field("night").isin(_nights_without(night, tokenizer.digest))
+    counts = {"tokens": 0, "unknown": 0}
+
+    def encoded() -> Iterator[pa.RecordBatch]:
+        batches = lake.scan("documents", ["doc_id", "text"], where, rows=4096)
+        for batch in track(batches, None, "encoding, in batches of 4096"):
+            yield _encode(batch, tokenizer, config.max_tokens, counts)
+
+    ref = lake.replace("tokens", night.name, encoded())
+    unknown = counts["unknown"] / max(counts["tokens"], 1)
+    log.info(
+        "tokens    %d documents, %d tokens, %.2f%% unknown",
+        ref.rows,
+        counts["tokens"],
+        100 * unknown,
+    )
+    if unknown > config.unknown_warning:
+        log.warning(
+            "tokens    %.1f%% of tonight's tokens are unknown (warning above %.1f%%): the text has "
+            "changed since the tokenizer was learned. Change tokenizer.vocabulary to learn anew.",
+            100 * unknown, 100 * config.unknown_warning,
+        )  # fmt: skip
+    return Tokens(
+        tokens=ref,
+        tokenizer=tokenizer.digest,
+        figures={
+            "tokens": counts["tokens"],
+            "unknown_rate": unknown,
+            "vocabulary": tokenizer.size,
+            "learned": float(fresh),
+        },
+    )
+
+
+def load_tokenizer(night: Night, digest: str) -> Tokenizer:
+    """A tokenizer that was learned on any night, by its digest."""
+    row = night.lake.read("tokenizers", where=pc.field("digest") == digest).to_pylist()[-1]
+    return Tokenizer(row["serialized"], row["unit"])
+
+
+def _tokenizer(night: Night, config: TokenizerConfig) -> tuple[Tokenizer | None, bool]:
+    """The pipeline's tokenizer, and whether it was learned tonight."""
+    lake = night.lake
+    declared = digest_of(config.model_dump(exclude={"unknown_warning", "max_tokens"}))
+    rows = lake.read("tokenizers", where=pc.field("config_digest") == declared).to_pylist()
+    earlier = [row for row in rows if row["night"] != night.name]
+    if earlier:
+        # The newest: an older one of the same declaration was learned before that was changed.
+        return Tokenizer(earlier[-1]["serialized"], earlier[-1]["unit"]), False
+    # Test rows stay unseen, their characters included.
+    texts = (
+        text.as_py()
+        for batch in lake.scan("documents", ["text"], pc.field("split") != "test")
+        for text in batch.column("text")
+    )
+    first = next(texts, None)
+    if first is None:
+        return None, False
+    log.info("tokens    learning a %s tokenizer", config.unit)
+    tokenizer = Tokenizer.learn((text for part in ([first], texts) for text in part), config)
+    row = {
+        "digest": tokenizer.digest,
+        "unit": tokenizer.unit,
+        "config_digest": declared,
+        "serialized": tokenizer.serialized,
+    }
+    lake.replace("tokenizers", night.name, rows_of("tokenizers", [row]))
+    return tokenizer, True
+
+
+def _nights_without(night: Night, tokenizer: str) -> list[str]:
+    """Nights whose documents this tokenizer has not encoded: tonight, or all since its last use."""
+    used = night.lake.read("tokens", ["night"], pc.field("tokenizer") == tokenizer)[
+        "night"
+    ].unique()
+    numbers = {row["night"]: row["number"] for row in night.lake.nights()} | {
+        night.name: night.number
+    }
+    before = [numbers[one] for one in used.to_pylist() if one != night.name]
+    return [name for name, number in numbers.items() if number > max(before, default=0)]
+
+
+def _encode(
+    batch: pa.RecordBatch, tokenizer: Tokenizer, most: int, counts: dict[str, int]
+) -> pa.RecordBatch:
+    ids = tokenizer.encode(batch.column("text").to_pylist())
+    lengths = [len(one) for one in ids]
+    unknown = [one.count(UNKNOWN) for one in ids]
+    counts["tokens"] += sum(lengths)
+    counts["unknown"] += sum(unknown)
+    return pa.RecordBatch.from_pydict({
+        "doc_id": batch.column("doc_id"),
+        "ids": pa.array([one[:most] for one in ids], pa.list_(pa.int32())),
+        "n_tokens": pa.array(lengths, pa.int32()),
+        "n_unknown": pa.array(unknown, pa.int32()),
+        "tokenizer": [tokenizer.digest] * batch.num_rows,
+    })  # fmt: skip

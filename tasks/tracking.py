@@ -1,0 +1,340 @@
+"""The only file that talks to MLflow: runs, figures, models, the registry and its aliases."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# The schema's migrations and every model logged are announced otherwise.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException, RestException
+
+from nightshift.errors import PassingError
+from nightshift.pipeline import Settings
+from nightshift.tables import TableRef
+
+log = logging.getLogger(__name__)
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+BUNDLE_TAG, MODEL_TAG = "nightshift.bundle", "nightshift.model_id"
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """One night's MLflow run."""
+
+    uri: str
+    run_id: str
+
+    @property
+    def _client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def figures(self, figures: dict[str, float], step: int = 0, run_id: str | None = None) -> None:
+        """Log numbers in one call."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(_name(key), float(value), now, step) for key, value in figures.items()]
+        with _passing("logging figures"):
+            self._client.log_batch(run_id or self.run_id, metrics=metrics)
+
+    def params(self, params: dict[str, Any], run_id: str | None = None) -> None:
+        """Log parameters, nested ones by dotted names, in one call."""
+        flat = [Param(_name(key), str(value)[:5900]) for key, value in _flat(params)]
+        with _passing("logging parameters"), _same_again():
+            self._client.log_batch(run_id or self.run_id, params=flat)
+
+    def text(self, text: str, name: str) -> None:
+        """Keep a page or a picture beside the run."""
+        with _passing(f"keeping {name}"):
+            self._client.log_text(self.run_id, text, name)
+
+    def keep(self, folder: Path, name: str) -> str:
+        """Keep a folder as an artifact of the night; returns the URI to fetch it by."""
+        with _passing(f"keeping {name}"):
+            self._client.log_artifacts(self.run_id, str(folder), name)
+        return f"runs:/{self.run_id}/{name}"
+
+    def fetch(self, uri: str) -> Path:
+        """The folder behind an artifact's URI, on this machine."""
+        with _passing(f"fetching {uri}"):
+            return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
+
+    def read_from(self, refs: list[TableRef], lake_root: str, context: str) -> None:
+        """Note which table versions a stage read: MLflow's datasets."""
+        from mlflow.data.delta_dataset_source import DeltaDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        inputs = []
+        for ref in refs:
+            source = DeltaDatasetSource(
+                path=f"{lake_root}/{ref.table}", delta_table_version=ref.version
+            )
+            dataset = MetaDataset(source, name=ref.table, digest=ref.digest[:32])
+            tags = [InputTag("mlflow.data.context", context)]
+            inputs.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+        with _passing("logging datasets"):
+            self._client.log_inputs(self.run_id, inputs)
+
+    @contextmanager
+    def attempt(self, name: str, params: dict[str, Any]) -> Iterator[str]:
+        """A nested run for one try of a stage, with the machine's figures; yields its id."""
+        mlflow.set_tracking_uri(self.uri)
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        with mlflow.start_run(
+            run_name=name,
+            experiment_id=experiment,
+            parent_run_id=self.run_id,
+            nested=True,
+            log_system_metrics=True,
+        ) as run:
+            self.params(params, run.info.run_id)
+            yield run.info.run_id
+
+    def finish(self, state: str) -> None:
+        """Close the run as FINISHED or FAILED."""
+        self._client.set_terminated(self.run_id, state)
+
+    def link(self) -> str:
+        """Where a person finds the run: a URL on a server, else the command that shows it."""
+        run = self._client.get_run(self.run_id)
+        if self.uri.startswith("http"):
+            return f"{self.uri}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
+        return f"run {self.run_id} in {self.uri}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """MLflow's model registry: one registered model per pipeline."""
+
+    uri: str
+
+    @property
+    def _client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def register(
+        self,
+        run_id: str,
+        pipeline: str,
+        folder: Path,
+        digest: str,
+        tags: dict[str, str],
+        requirements: list[str],
+    ) -> int:
+        """Register a bundle as a version, once: the same digest finds the version again."""
+        known = self._version_of(pipeline, digest)
+        if known is not None:
+            return known
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        with _passing("registering the model"), _quiet():
+            with suppress(MlflowException):
+                self._client.create_registered_model(
+                    pipeline, description="Nightshift: labels and clusters of this pipeline's text."
+                )
+            logged = _log_pyfunc(run_id, folder, requirements)
+            version = self._client.create_model_version(
+                pipeline,
+                logged.model_uri,
+                run_id=run_id,
+                model_id=logged.model_id,
+                tags={**tags, BUNDLE_TAG: digest},
+            )
+        return int(version.version)
+
+    def _version_of(self, pipeline: str, digest: str) -> int | None:
+        with _passing("searching the registry"):
+            found = self._client.search_model_versions(
+                f"name = '{pipeline}' and tags.`{BUNDLE_TAG}` = '{digest}'"
+            )
+        return max((int(one.version) for one in found), default=None)
+
+    def alias(self, pipeline: str, alias: str, version: int) -> None:
+        """Point an alias at a version; nothing is sent when it points there already."""
+        with _passing(f"setting the alias {alias}"):
+            with suppress(MlflowException):
+                there = self._client.get_model_version_by_alias(pipeline, alias)
+                if int(there.version) == version:
+                    return
+            self._client.set_registered_model_alias(pipeline, alias, str(version))
+
+
+def _log_pyfunc(run_id: str, folder: Path, requirements: list[str]) -> Any:
+    """Log the bundle as a model from code: plain files and a script, nothing pickled."""
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "text")]),
+        params=ParamSchema(
+            [
+                ParamSpec("top_k", DataType.long, 3),
+                ParamSpec("embeddings", DataType.boolean, False),
+            ]
+        ),
+    )
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # It asks for type hints, which would make it guess the signature that is given here.
+        warnings.filterwarnings("ignore", message=".*type hints.*")
+        return mlflow.pyfunc.log_model(
+            name="bundle",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"bundle": str(folder)},
+            signature=signature,
+            input_example=pd.DataFrame({"text": ["a text to classify"]}),
+            pip_requirements=requirements,
+        )
+
+
+def open_run(
+    settings: Settings, pipeline: str, night: str, run_id: str | None, tags: dict[str, str]
+) -> Tracking:
+    """Open a night's run, or go on with the one an earlier try left."""
+    # Several processes that meet a fresh SQLite store crash in its migration.
+    with _store_lock(settings.mlflow), _passing(f"opening MLflow at {settings.mlflow}"), _quiet():
+        client = MlflowClient(settings.mlflow)
+        experiment = client.get_experiment_by_name(pipeline)
+        if experiment is None:
+            root = _artifact_root(settings.mlflow, pipeline)
+            experiment_id = client.create_experiment(pipeline, artifact_location=root)
+        else:
+            experiment_id = experiment.experiment_id
+        if run_id is not None:
+            with suppress(MlflowException):
+                client.update_run(run_id, status="RUNNING")
+                return Tracking(settings.mlflow, run_id)
+        run = client.create_run(experiment_id, run_name=night, tags=tags)
+    return Tracking(settings.mlflow, run.info.run_id)
+
+
+def reach(uri: str) -> str:
+    """What is found at a tracking URI, in words; raises PassingError when nothing answers."""
+    # MLflow's own patience is minutes; a check is for somebody who waits.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with _store_lock(uri), _passing(f"opening MLflow at {uri}"), _quiet():
+        client = MlflowClient(uri)
+        experiments = len(client.search_experiments())
+        models = len(client.search_registered_models())
+    return f"{experiments} experiments, {models} registered models"
+
+
+def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:
+    """Version and folder of the bundle behind the alias `champion`; None without one."""
+    with _passing(f"asking MLflow at {uri} for the champion"), _quiet():
+        client = MlflowClient(uri)
+        try:
+            version = client.get_model_version_by_alias(pipeline, CHAMPION)
+        except MlflowException:
+            return None
+        return int(version.version), bundle_of(uri, pipeline, int(version.version))
+
+
+def bundle_of(uri: str, pipeline: str, version: int) -> Path:
+    """The bundle's folder of a registered version, on this machine."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    source = f"models:/{pipeline}/{version}"
+    return Path(mlflow.artifacts.download_artifacts(source)) / "artifacts" / "bundle"
+
+
+def _artifact_root(uri: str, pipeline: str) -> str | None:
+    """Artifacts beside a SQLite file: MLflow's default is the folder one happens to stand in."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    database = Path(uri.removeprefix("sqlite:///"))
+    return (database.parent / "mlflow-artifacts" / pipeline).as_uri()
+
+
+@contextmanager
+def _store_lock(uri: str) -> Iterator[None]:
+    import fcntl
+
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        handle = database.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise PassingError(
+            f"opening MLflow at {uri}: {error}. Make the folder writable."
+        ) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _passing(doing: str) -> Iterator[None]:
+    """A store that does not answer is worth a retry; a request it refuses is a bug of ours."""
+    try:
+        yield
+    except (OSError, RestException, MlflowException) as error:
+        raise PassingError(
+            f"{doing}: {str(error).splitlines()[0]} Yesterday stays published; run the night "
+            "again when MLflow answers."
+        ) from error
+
+
+@contextmanager
+def _same_again() -> Iterator[None]:
+    """A resumed night logs its parameters again; MLflow keeps the first and refuses others."""
+    try:
+        yield
+    except MlflowException as error:
+        if "Changing param values" not in str(error):
+            raise
+        log.info("parameters differ from the first try of this night; MLflow keeps the first")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Alembic and MLflow announce themselves; a night's log is for its reader."""
+    names = ["alembic", "mlflow", "mlflow.store.db.utils"]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _flat(params: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _name(key: str) -> str:
+    """MLflow allows letters, digits, _ - . / : and spaces in names."""
+    return "".join(one if one.isalnum() or one in "_-./: " else "_" for one in key)[:250]
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a model's files on their way to MLflow."""
+    return tempfile.TemporaryDirectory(prefix="nightshift-")
