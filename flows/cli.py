@@ -109,9 +109,9 @@ def run(
     """
     settings = _settings(config)
     settings.pipeline(pipeline)
-    from flows.night import night as flow
+    from flows.night import work
 
-    finished = flow(pipeline, night, str(config.resolve()), retry_from)
+    finished = work(pipeline, night, str(config.resolve()), retry_from)
     if not finished.new:
         typer.echo(f"Night {finished.name} of {pipeline} is published already; nothing to do.")
         return

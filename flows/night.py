@@ -31,7 +31,7 @@ from tasks.publish import follow, publish
 from tasks.report import report
 from tasks.stage import STAGES, Night, code_version
 from tasks.tokens import tokenize
-from tasks.tracking import open_run
+from tasks.tracking import Tracking, open_run
 from tasks.train import train
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,27 @@ class Finished:
     digest_text: str
     lake: str
     mlflow: str
+
+
+def work(
+    pipeline: str,
+    name: str | None = None,
+    config: str = "pipelines.yaml",
+    retry_from: str | None = None,
+) -> Finished:
+    """Work a night as a flow run; one that is published already starts no Prefect.
+
+    Args: as `night`, which this calls.
+    """
+    settings = load_settings(Path(config))
+    settings.pipeline(pipeline)
+    wanted, redo = _named(name), _from(retry_from)
+    lake = Lake(settings.lake, pipeline, settings.storage_options())
+    row = next((one for one in lake.nights() if one["night"] == wanted), None)
+    if row and row["state"] == "published":
+        _settle(settings, pipeline, lake)
+        return _closed(settings, lake, row, redo)
+    return night(pipeline, wanted, config, retry_from)
 
 
 @flow(
@@ -69,7 +90,7 @@ def night(
     """
     settings = load_settings(Path(config))
     declared = settings.pipeline(pipeline)
-    name = valid_night(night or date.today().isoformat())
+    name = _named(night)
     redo = _from(retry_from)
     with alone(settings, pipeline, declared):
         lake = Lake(settings.lake, pipeline, settings.storage_options())
@@ -77,6 +98,10 @@ def night(
             log.info("night     finishing %s first, which was left unfinished", earlier)
             _work(settings, pipeline, declared, lake, earlier, frozenset())
         return _work(settings, pipeline, declared, lake, name, redo)
+
+
+def _named(night: str | None) -> str:
+    return valid_night(night or date.today().isoformat())
 
 
 def _from(stage: str | None) -> frozenset[str]:
@@ -107,15 +132,7 @@ def _work(
     """One night from where it stands to its publication, or to a failure that is written down."""
     rows = {row["night"]: row for row in lake.nights()}
     previous = lake.published()
-    if previous:
-        # The aliases follow the table; a kill between the two is repaired here.
-        figures = previous["figures"]
-        follow(
-            settings.mlflow,
-            pipeline,
-            previous["registry_version"],
-            figures.get("challenger_version"),
-        )
+    _settle(settings, pipeline, lake)
     row = rows.get(name)
     if row and row["state"] == "published":
         return _closed(settings, lake, row, redo)
@@ -172,6 +189,18 @@ def _stages(one: Night) -> Finished:
     return Finished(
         one.name, True, reported.path, reported.digest_text, one.lake.root, one.settings.mlflow
     )
+
+
+def _settle(settings: Settings, pipeline: str, lake: Lake) -> None:
+    """Finish what a kill right after the last publication left undone; harmless to repeat.
+
+    The aliases and the MLflow run follow the `nights` table, never the other way round.
+    """
+    last = lake.published()
+    if last is not None:
+        challenger = last["figures"].get("challenger_version")
+        follow(settings.mlflow, pipeline, last["registry_version"], challenger)
+        Tracking(settings.mlflow, last["mlflow_run"]).finish_if_open()
 
 
 def _closed(settings: Settings, lake: Lake, row: dict[str, Any], redo: frozenset[str]) -> Finished:

@@ -96,7 +96,9 @@ class NightReport:
     quality: Scores | None = None
     """Of the champion, on the test rows."""
     previous: dict[str, Any] | None = None
-    """Yesterday's figures, by the names of `Scores`."""
+    """Figures to compare with, by the names of `Scores`."""
+    previous_name: str = "yesterday"
+    """Whose they are: yesterday's, or yesterday's model on tonight's rows, which is fairer."""
     challenger: Scores | None = None
     """Of the model trained tonight; shown where it did not become the champion."""
     baseline: dict[str, Any] | None = None
@@ -213,8 +215,8 @@ def _who_answers(report: NightReport) -> str:
     if change is None:
         return right
     if abs(change) < 0.0005:
-        return f"{right}, as yesterday"
-    return f"{right}, {_points(change)} {'better' if change > 0 else 'worse'} than yesterday"
+        return f"{right}, as {report.previous_name}"
+    return f"{right}, {_points(change)} {'better' if change > 0 else 'worse'} than {report.previous_name}"
 
 
 def _how_clusters_stand(report: NightReport) -> str:
@@ -238,10 +240,11 @@ def against_yesterday(report: NightReport) -> str:
         )
     now, then = report.measured.accuracy, _number(report.previous, "accuracy") or 0.0
     if abs(change) < 0.0005:
-        return f"Accuracy is {share(now)}, the same as yesterday."
+        return f"Accuracy is {share(now)}, the same as {report.previous_name}."
     word = "better" if change > 0 else "worse"
     return (
-        f"Accuracy is {_points(change)} {word} than yesterday: {share(now)} against {share(then)}."
+        f"Accuracy is {_points(change)} {word} than {report.previous_name}: "
+        f"{share(now)} against {share(then)}."
     )
 
 

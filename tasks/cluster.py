@@ -17,10 +17,11 @@ from nightshift.clustering import (
     keywords,
 )
 from nightshift.corpus import texts_of
-from nightshift.tables import Lake, TableRef, rows_of
+from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
 from .embed import Embedded
 from .stage import Night, Outcome, stage
+from .train import champion_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Clustered(Outcome):
 def recluster(night: Night, embedded: Embedded) -> Clustered:
     """Group all documents by the winner's vectors, starting from last night's clusters."""
     lake = night.lake
+    if _nothing_changed(night, embedded):
+        return _as_before(night)
     doc_ids, vectors = _vectors(lake, embedded)
     if not doc_ids:
         log.info("cluster   nothing to group yet")
@@ -76,6 +79,39 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
                  "moved": len(moved)}
         | ({} if found.silhouette is None else {"silhouette": found.silhouette}),
     )  # fmt: skip
+
+
+def _nothing_changed(night: Night, embedded: Embedded) -> bool:
+    """Same model, same documents, same declaration: another fit would only make noise."""
+    return (
+        embedded.winner is not None
+        and embedded.winner == champion_of(night)
+        and not embedded.embeddings.rows
+        and night.before.get("clusters_config") == clusters_config(night)
+    )
+
+
+def clusters_config(night: Night) -> str:
+    """Digest of what is declared about clusters."""
+    return digest_of(night.pipeline.clusters.model_dump())
+
+
+def _as_before(night: Night) -> Clustered:
+    """Last night's clusters, carried on unchanged."""
+    assert night.previous is not None
+    where = pc.field("night") == night.previous["night"]
+    rows = night.lake.read("clusters", where=where).to_pylist()
+    for row in rows:
+        row["event"] = "continued"
+    log.info("cluster   %d clusters, nothing changed", len(rows))
+    figures = {"clusters": len(rows), "born": 0, "ended": 0, "moved": 0}
+    silhouette = night.before.get("silhouette")
+    return Clustered(
+        clusters=night.lake.replace("clusters", night.name, rows_of("clusters", rows)),
+        assignments=night.lake.replace("assignments", night.name, []),
+        ended=[],
+        figures=figures | ({"silhouette": silhouette} if silhouette is not None else {}),
+    )
 
 
 def current_assignments(lake: Lake, but: str | None = None) -> dict[str, str]:

@@ -15,14 +15,14 @@ from nightshift.bundle import Bundle, Clusters, Model
 from nightshift.pipeline import config_digest
 from nightshift.tables import SCHEMAS
 
-from .cluster import Clustered
+from .cluster import Clustered, clusters_config
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Ingested
 from .promote import Promoted
 from .report import Reported
 from .stage import ModelRef, Night, Outcome, code_version, stage
-from .tracking import CHALLENGER, CHAMPION, MODEL_TAG, Registry, scratch
+from .tracking import BUNDLE, CHALLENGER, CHAMPION, MODEL_TAG, Registry, scratch
 from .train import Trained
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ def publish(
                 "rejects": int(ingested.figures["rejects"]),
                 "labelled": ingested.labelled,
                 "clusters": clustered.clusters.rows,
+                "clusters_config": clusters_config(night),
+                "silhouette": clustered.figures.get("silhouette"),
                 "quality": _short(scores),
                 "baseline": evaluated.baseline,
                 "trained": trained.challenger is not None,
@@ -118,9 +120,10 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
         return None
     model_folder = night.tracking.fetch(ref.uri)
     model = Model.load(model_folder)
-    with scratch() as folder:
+    with scratch() as parent:
+        folder = Path(parent) / BUNDLE
         bundle = Bundle(model, _clusters(night) if with_clusters else None)
-        digest = bundle.save(Path(folder), model_folder)
+        digest = bundle.save(folder, model_folder)
         tags = {
             MODEL_TAG: ref.model_id,
             "nightshift.night": night.name,
@@ -130,7 +133,7 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
         return Registry(night.settings.mlflow).register(
             night.tracking.run_id,
             night.pipeline_name,
-            Path(folder),
+            folder,
             digest,
             tags,
             _requirements(model),

@@ -52,6 +52,7 @@ def report(
 ) -> Reported:
     """Write the page, keep it in MLflow, and link it from the flow run."""
     clusters = _clusters(night)
+    previous, previous_name = _previous(night, evaluated, promoted)
     shown = [one for row in clusters for one in row["exemplars"]]
     found = NightReport(
         pipeline=night.pipeline_name,
@@ -73,7 +74,8 @@ def report(
         trained=trained.challenger is not None,
         outcome=promoted.reason,
         quality=_scores(evaluated.challenger if promoted.promoted else evaluated.champion),
-        previous=night.before.get("quality"),
+        previous=previous,
+        previous_name=previous_name,
         challenger=None if promoted.promoted else _scores(evaluated.challenger),
         baseline=evaluated.baseline,
         promotion=next(iter(_of_night(night, "promotions")), None),
@@ -97,6 +99,15 @@ def report(
     _tell_prefect(night, words, path)
     log.info("report    %s", path)
     return Reported(path=str(path), digest_text=words)
+
+
+def _previous(
+    night: Night, evaluated: Evaluated, promoted: Promoted
+) -> tuple[dict[str, Any] | None, str]:
+    """What tonight's quality is held against: the same rows, wherever two models saw them."""
+    if promoted.promoted and evaluated.champion is not None:
+        return evaluated.champion, "yesterday's model on the same rows"
+    return night.before.get("quality"), "yesterday"
 
 
 def _tell_prefect(night: Night, words: str, path: Path) -> None:

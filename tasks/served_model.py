@@ -35,7 +35,7 @@ class Served(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["bundle"])
         self.bundle = _load_code(folder / "code").Bundle.load(folder)
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         """A frame with a column `text` -> one row of answers per text, in order."""
         params = params or {}
         texts = ["" if text is None else str(text) for text in model_input["text"].tolist()]

@@ -33,6 +33,8 @@ from nightshift.tables import TableRef
 
 log = logging.getLogger(__name__)
 
+BUNDLE = "bundle"
+"""The folder's name inside a logged model; MLflow keeps the name it is given."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MODEL_TAG = "nightshift.bundle", "nightshift.model_id"
 
@@ -108,6 +110,12 @@ class Tracking:
         ) as run:
             self.params(params, run.info.run_id)
             yield run.info.run_id
+
+    def finish_if_open(self) -> None:
+        """Close the run as FINISHED where a killed process left it open."""
+        with suppress(MlflowException):
+            if self._client.get_run(self.run_id).info.status == "RUNNING":
+                self.finish("FINISHED")
 
     def finish(self, state: str) -> None:
         """Close the run as FINISHED or FAILED."""
@@ -197,9 +205,9 @@ def _log_pyfunc(run_id: str, folder: Path, requirements: list[str]) -> Any:
         # It asks for type hints, which would make it guess the signature that is given here.
         warnings.filterwarnings("ignore", message=".*type hints.*")
         return mlflow.pyfunc.log_model(
-            name="bundle",
+            name=BUNDLE,
             python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"bundle": str(folder)},
+            artifacts={BUNDLE: str(folder)},
             signature=signature,
             input_example=pd.DataFrame({"text": ["a text to classify"]}),
             pip_requirements=requirements,
@@ -254,7 +262,7 @@ def bundle_of(uri: str, pipeline: str, version: int) -> Path:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     source = f"models:/{pipeline}/{version}"
-    return Path(mlflow.artifacts.download_artifacts(source)) / "artifacts" / "bundle"
+    return Path(mlflow.artifacts.download_artifacts(source)) / "artifacts" / BUNDLE
 
 
 def _artifact_root(uri: str, pipeline: str) -> str | None:
