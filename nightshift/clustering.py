@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -33,7 +33,7 @@ SHARED = 0.5
 class ClusterConfig(Config):
     """How documents are grouped."""
 
-    k: int | Literal["auto"] = "auto"
+    k: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of clusters; auto chooses by silhouette, moving little from night to night."""
     k_min: int = Field(default=4, ge=1)
     """Fewest clusters auto may choose."""

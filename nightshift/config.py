@@ -45,10 +45,11 @@ def read_yaml(text: str, where: str) -> tuple[Any, dict[Path, int]]:
         lines: dict[Path, int] = {}
         _note_lines(root, (), lines, where)
         return yaml.safe_load(text), lines
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: a date such as 2026-13-45; RecursionError: an anchor inside itself.
         mark = getattr(error, "problem_mark", None)
         at = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "unreadable"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise ConfigError(f"{where}{at}: not valid YAML: {problem}.") from error
 
 
@@ -57,6 +58,11 @@ def _note_lines(node: Any, path: Path, lines: dict[Path, int], where: str) -> No
 
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(
+                    f"{where} line {key.start_mark.line + 1}: found braces or brackets as a key, "
+                    "expected a name. Quote the value if it starts with { or [."
+                )
             child = (*path, key.value)
             if child in lines:
                 raise ConfigError(
@@ -113,8 +119,13 @@ def build(model: type[Model], data: Any, where: str, lines: dict[Path, int]) -> 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(item, model, where, lines) for item in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(problems))) from error
+        problems: dict[str, list[str]] = {}
+        for item in error.errors():
+            what, why = _explain(item, model, where, lines)
+            problems.setdefault(what, []).append(why)
+        # A value of two possible types has a problem with each: one line for both.
+        shown = [f"{what} {' Or: '.join(dict.fromkeys(whys))}" for what, whys in problems.items()]
+        raise ConfigError("\n".join(shown)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -126,28 +137,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _explain(
     error: ErrorDetails, model: type[BaseModel], where: str, lines: dict[Path, int]
-) -> str:
+) -> tuple[str, str]:
+    """Where a problem is and what was found there; what was expected."""
     path = tuple(error["loc"])
-    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    place = f"{where} line {line}" if line else where
+    depth = next((n for n in range(len(path), 0, -1) if path[:n] in lines), 0)
+    place = f"{where} line {lines[path[:depth]]}" if depth else where
     name = ".".join(str(part) for part in path)
     if error["type"] == "extra_forbidden":
-        return f"{place}: {name}: unknown key; {nearest(str(path[-1]), _keys_at(model, path[:-1]))}"
+        return f"{place}: {name}: unknown key;", nearest(str(path[-1]), _keys_at(model, path[:-1]))
     if error["type"] == "missing":
-        return f"{place}: {name} is missing. Add it."
-    found = repr(error["input"])
-    shown = found if len(found) <= 60 else found[:57] + "..."
-    return f"{place}: {name}: found {shown}. {error['msg'].removeprefix('Value error, ')}."
+        return f"{place}: {name} is missing.", "Add it."
+    # Below the deepest key of the file pydantic only says which possible type it tried.
+    name = ".".join(str(part) for part in path[:depth]) or name
+    expected = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {name}: found {_shown(error['input'])}.", f"{expected}."
+
+
+def _shown(found: Any) -> str:
+    # Never what is inside a mapping: it may hold a secret of a neighbouring key.
+    if isinstance(found, dict | list):
+        return "a mapping" if isinstance(found, dict) else "a list"
+    return repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
 
 
 def _keys_at(model: type[BaseModel], path: Path) -> list[str]:
     """The keys a config model knows at a path, through nested models and mappings of them."""
     here: Any = model
     for part in path:
-        if isinstance(here, type) and issubclass(here, BaseModel):
+        if _is_model(here):
             field = here.model_fields.get(str(part))
             here = field.annotation if field else None
-        here = next((item for item in _unpack(here) if _is_model(item)), here)
+        else:  # a mapping or list: the part is a name or place in it
+            here = next((item for item in _unpack(here) if _is_model(item)), None)
     return sorted(here.model_fields) if _is_model(here) else []
 
 

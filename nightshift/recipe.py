@@ -7,11 +7,13 @@ pipelines.yaml without importing torch. A value of `auto` follows the data, by t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from .config import Config
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class ModelConfig(Config):
@@ -33,9 +35,9 @@ class ModelConfig(Config):
     """How the states of a document become one vector; several are concatenated."""
     vector: int = Field(default=128, ge=2, le=4096)
     """Width of the document vector that is classified, stored in `embeddings` and clustered."""
-    stride: int | Literal["auto"] = "auto"
+    stride: Count | Literal["auto"] = "auto"
     """Steps folded into one by a convolution first; auto: 4 for long texts, else 1."""
-    max_tokens: int | Literal["auto"] = "auto"
+    max_tokens: Count | Literal["auto"] = "auto"
     """Tokens read per document, from its head; auto: enough for 95% of them, at most 512."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
     """Share of embedding, pooled and document-vector values dropped in training."""
@@ -56,9 +58,9 @@ class TrainConfig(Config):
     """Fewer labelled training rows than this train no classifier; the night goes on without."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes the first of cuda, mps and cpu that is there."""
-    epochs: int | Literal["auto"] = "auto"
+    epochs: Count | Literal["auto"] = "auto"
     """Passes over the training rows; auto: fewer the more rows there are, 4 to 12."""
-    batch_tokens: int | Literal["auto"] = "auto"
+    batch_tokens: Count | Literal["auto"] = "auto"
     """Tokens, padding included, in one batch; auto follows the number of rows and their length."""
     learning_rate: float = Field(default=3e-3, gt=0, le=1)
     """Peak of the one-cycle schedule (Smith & Topin 2017)."""

@@ -321,13 +321,7 @@ class NightWriter:
     def _flush(self) -> None:
         import pyarrow.parquet as pq
 
-        rows = (
-            pa.concat_batches(
-                self._held,
-            )
-            if self._held
-            else None
-        )
+        rows = pa.concat_batches(self._held) if self._held else None
         self._held = []
         if rows is None or not rows.num_rows:
             return
@@ -399,35 +393,38 @@ class Digest:
 
     def __init__(self) -> None:
         self.rows = 0
-        self._columns: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
 
     def feed(self, batch: pa.RecordBatch) -> None:
         """Add a batch, column by column, without the volatile ones."""
         self.rows += batch.num_rows
         for name in batch.schema.names:
             if name not in VOLATILE:
-                _feed(self._columns.setdefault(name, blake2b(digest_size=16)), batch.column(name))
+                self._feed(name, batch.column(name))
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""
-        parts = [f"{name}:{one.hexdigest()}" for name, one in sorted(self._columns.items())]
+        parts = [f"{name}:{one.hexdigest()}" for name, one in sorted(self._parts.items())]
         return digest_of([self.rows, parts])
 
+    def _feed(self, name: str, array: pa.Array) -> None:
+        """Nulls, lengths and values each into a digest of their own, so that cuts do not show."""
+        self._part(f"{name}.valid").update(array.is_valid().cast(pa.uint8()).to_numpy())
+        if pa.types.is_list(array.type):
+            self._part(f"{name}.length").update(array.value_lengths().fill_null(-1).to_numpy())
+            self._feed(f"{name}.item", array.flatten())
+        elif pa.types.is_string(array.type):
+            lengths = pc.call_function("binary_length", [array])
+            self._part(f"{name}.length").update(lengths.fill_null(-1).to_numpy())
+            self._part(name).update("".join(array.drop_null().to_pylist()).encode())
+        elif pa.types.is_boolean(array.type):
+            self._part(name).update(array.fill_null(False).cast(pa.uint8()).to_numpy())
+        else:
+            plain = array.cast(pa.int64()) if pa.types.is_timestamp(array.type) else array
+            self._part(name).update(plain.fill_null(0).to_numpy())
 
-def _feed(hasher: Any, array: pa.Array) -> None:
-    hasher.update(array.is_valid().cast(pa.uint8()).to_numpy())
-    if pa.types.is_list(array.type):
-        hasher.update(array.value_lengths().fill_null(-1).to_numpy())
-        _feed(hasher, array.flatten())
-    elif pa.types.is_string(array.type):
-        lengths = pc.call_function("binary_length", [array])
-        hasher.update(lengths.fill_null(-1).to_numpy())
-        hasher.update("".join(array.drop_null().to_pylist()).encode())
-    elif pa.types.is_boolean(array.type):
-        hasher.update(array.fill_null(False).cast(pa.uint8()).to_numpy())
-    else:
-        plain = array.cast(pa.int64()) if pa.types.is_timestamp(array.type) else array
-        hasher.update(plain.fill_null(0).to_numpy())
+    def _part(self, name: str) -> Any:
+        return self._parts.setdefault(name, blake2b(digest_size=16))
 
 
 def digest_of(value: Any) -> str:
