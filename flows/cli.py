@@ -208,14 +208,19 @@ def export(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    page: Annotated[bool, typer.Option("--page", help="The reference page instead.")] = False,
+) -> None:
     """Print the JSON Schema of pipelines.yaml, for editors.
 
     Example: nightshift schema > pipelines.schema.json
     """
-    from nightshift.pipeline import json_schema
+    from nightshift.pipeline import json_schema, reference
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    if page:
+        typer.echo(reference(), nl=False)
+    else:
+        typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 def _settings(config: Path) -> Settings:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -65,7 +66,7 @@ def work(
     wanted, redo = _named(name), _from(retry_from)
     lake = Lake(settings.lake, pipeline, settings.storage_options())
     row = next((one for one in lake.nights() if one["night"] == wanted), None)
-    if row and row["state"] == "published":
+    if row and row["state"] == "published" and "publish" in lake.stages(wanted):
         _settle(settings, pipeline, lake)
         return _closed(settings, lake, row, redo)
     return night(pipeline, wanted, config, retry_from)
@@ -135,6 +136,9 @@ def _work(
     _settle(settings, pipeline, lake)
     row = rows.get(name)
     if row and row["state"] == "published":
+        if "publish" not in lake.stages(name):
+            _bury(row["prefect_run"])
+            _note_published(lake, row)
         return _closed(settings, lake, row, redo)
     log.info("night     %s of %s begins", name, pipeline)
     tags = {
@@ -143,6 +147,9 @@ def _work(
         "nightshift.code": code_version(),
     }
     prefect_run = str(flow_run.get_id() or "")
+    if row and row["state"] == "running":
+        # We hold the lock, so whoever wrote that is dead.
+        _bury(row["prefect_run"])
     tracking = open_run(
         settings, pipeline, name, row["mlflow_run"] if row else None,
         {**tags, "prefect.flow_run_id": prefect_run},
@@ -191,6 +198,19 @@ def _stages(one: Night) -> Finished:
     )
 
 
+def _bury(prefect_run: str | None) -> None:
+    """Mark the flow run of a killed process as crashed; Prefect would show it running for ever."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+    from prefect.states import Crashed
+
+    with suppress(PrefectException, OSError, ValueError), get_client(sync_client=True) as api:
+        state = api.read_flow_run(UUID(prefect_run)).state
+        if state is not None and state.is_running():
+            words = "its process died; another run finishes the night"
+            api.set_flow_run_state(UUID(prefect_run), Crashed(message=words), force=True)
+
+
 def _settle(settings: Settings, pipeline: str, lake: Lake) -> None:
     """Finish what a kill right after the last publication left undone; harmless to repeat.
 
@@ -201,6 +221,17 @@ def _settle(settings: Settings, pipeline: str, lake: Lake) -> None:
         challenger = last["figures"].get("challenger_version")
         follow(settings.mlflow, pipeline, last["registry_version"], challenger)
         Tracking(settings.mlflow, last["mlflow_run"]).finish_if_open()
+
+
+def _note_published(lake: Lake, row: dict[str, Any]) -> None:
+    """Write the stage that a kill after the publication left unwritten."""
+    outputs = {
+        "figures": {},
+        "registry_version": row["registry_version"],
+        "challenger_version": row["figures"].get("challenger_version"),
+    }
+    noted = {"stage": "publish", "digest": "", "outputs": outputs, "figures": {}, "seconds": 0.0}
+    lake.write_stage(row["night"], {**noted, "at": datetime.now(UTC)})
 
 
 def _closed(settings: Settings, lake: Lake, row: dict[str, Any], redo: frozenset[str]) -> Finished:

@@ -157,6 +157,21 @@ class Clusters:
     names: list[str]
     keywords: list[list[str]]
 
+    def save(self, folder: Path) -> None:
+        """Write clusters.json and the centroids."""
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"ids": self.ids, "names": self.names, "keywords": self.keywords}
+        _write_json(folder / CLUSTERS, about)
+        centroids = torch.from_numpy(self.centroids).contiguous()
+        tensors.save_file({"centroids": centroids}, folder / CENTROIDS)
+
+    @classmethod
+    def load(cls, folder: Path) -> Clusters:
+        """Read what `save` wrote."""
+        about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
+        centroids = tensors.load_file(folder / CENTROIDS)["centroids"].numpy()
+        return cls(centroids, about["ids"], about["names"], about["keywords"])
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -171,14 +186,7 @@ class Bundle:
         for name in (WEIGHTS, TOKENIZER, MODEL):
             shutil.copyfile(model_folder / name, folder / name)
         if self.clusters is not None:
-            about = {
-                "ids": self.clusters.ids,
-                "names": self.clusters.names,
-                "keywords": self.clusters.keywords,
-            }
-            _write_json(folder / CLUSTERS, about)
-            centroids = torch.from_numpy(self.clusters.centroids).contiguous()
-            tensors.save_file({"centroids": centroids}, folder / CENTROIDS)
+            self.clusters.save(folder)
         (folder / CODE).mkdir(exist_ok=True)
         for name in MODULES:
             shutil.copyfile(Path(__file__).with_name(f"{name}.py"), folder / CODE / f"{name}.py")
@@ -188,11 +196,8 @@ class Bundle:
     def load(cls, folder: Path) -> Bundle:
         """Read what `save` wrote."""
         model = Model.load(folder)
-        if not (folder / CLUSTERS).is_file():
-            return cls(model, None)
-        about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
-        centroids = tensors.load_file(folder / CENTROIDS)["centroids"].numpy()
-        return cls(model, Clusters(centroids, about["ids"], about["names"], about["keywords"]))
+        there = (folder / CLUSTERS).is_file()
+        return cls(model, Clusters.load(folder) if there else None)
 
     def answer(self, texts: list[str], top: int = 3, vectors: bool = False) -> list[dict[str, Any]]:
         """One answer per text, in order; a text that cannot be used gets an `error` instead."""

@@ -37,7 +37,7 @@ class ClusterConfig(Config):
     """Number of clusters; auto chooses by silhouette, moving little from night to night."""
     k_min: int = Field(default=4, ge=1)
     """Fewest clusters auto may choose."""
-    k_max: int = Field(default=40, ge=2)
+    k_max: int = Field(default=80, ge=2)
     """Most clusters auto may choose."""
     minibatch_above: int = Field(default=200_000, ge=1000)
     """More documents than this are fitted by MiniBatchKMeans (Sculley 2010)."""

@@ -189,3 +189,58 @@ def json_schema() -> dict[str, Any]:
         **schema,
         "title": "pipelines.yaml of Nightshift",
     }
+
+
+def reference() -> str:
+    """The reference page of pipelines.yaml in Markdown, made from the same models."""
+    schema = json_schema()
+    lines = [
+        "# pipelines.yaml",
+        "",
+        "Made by `nightshift schema --page`; do not edit. All but `source.paths` has a default.",
+        "`${NAME}` and `${NAME:-default}` in any value are taken from the environment. What stands",
+        "under `defaults` is laid under every pipeline.",
+    ]
+    parts = schema["$defs"]
+    _describe("The file", schema, parts, lines)
+    _describe("A pipeline", parts["Pipeline"], parts, lines)
+    for key, field in parts["Pipeline"]["properties"].items():
+        if "$ref" in field:
+            _describe(f"`{key}`", parts[field["$ref"].rsplit("/", 1)[1]], parts, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _describe(title: str, part: dict[str, Any], parts: dict[str, Any], lines: list[str]) -> None:
+    lines += ["", f"## {title}", "", part.get("description", ""), ""]
+    lines += ["| key | values | default | what it does |", "|---|---|---|---|"]
+    for key, field in part["properties"].items():
+        shown = "" if "default" not in field or "$ref" in field else f"`{field['default']}`"
+        if isinstance(field.get("default"), dict):
+            shown = ""
+        inside = parts.get(field.get("$ref", "").rsplit("/", 1)[-1], {})
+        said = field.get("description", inside.get("description", "")).replace("\n", " ")
+        lines.append(f"| `{key}` | {_values(field)} | {shown} | {said} |".replace("  ", " "))
+
+
+def _values(field: dict[str, Any]) -> str:
+    """What a key may hold, in words."""
+    if "anyOf" in field:
+        return " or ".join(_values(one) for one in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{one}`" for one in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "$ref" in field:
+        return "keys, below"
+    if field.get("type") == "array":
+        return f"list of {_values(field['items'])}" if "items" in field else "list"
+    names = {
+        "integer": "whole number", "number": "number", "object": "keys", "null": "nothing",
+        "string": "text", "boolean": "true or false",
+    }  # fmt: skip
+    kind = names.get(field.get("type", ""), "any")
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    high = field.get("maximum", field.get("exclusiveMaximum"))
+    if low is not None and high is not None:
+        return f"{kind}, {low} to {high}"
+    return kind if low is None else f"{kind}, from {low}"

@@ -216,7 +216,8 @@ def _who_answers(report: NightReport) -> str:
         return right
     if abs(change) < 0.0005:
         return f"{right}, as {report.previous_name}"
-    return f"{right}, {_points(change)} {'better' if change > 0 else 'worse'} than {report.previous_name}"
+    word = "better" if change > 0 else "worse"
+    return f"{right}, {_points(change)} {word} than {report.previous_name}"
 
 
 def _how_clusters_stand(report: NightReport) -> str:

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal
 
 from pydantic import Field
@@ -79,6 +79,8 @@ class Tokenizer:
 
         self.serialized, self.unit = serialized, unit
         self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
+        # A text that says "[PAD]" is a text about padding, not padding.
+        self._tokenizer.encode_special_tokens = True
         self.size: int = self._tokenizer.get_vocab_size()
         self.digest = blake2b(f"{unit}\n{serialized}".encode(), digest_size=16).hexdigest()
         if self._tokenizer.token_to_id(SPECIAL[1]) != UNKNOWN:
@@ -114,6 +116,9 @@ class Tokenizer:
             )
         else:
             base = Base(models.WordLevel(unk_token=SPECIAL[1]))
+            if config.unit == "character":
+                # A character keeps one space before it; how many there were is no other character.
+                steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
             base.pre_tokenizer = (
                 pre_tokenizers.WhitespaceSplit()
                 if config.unit == "word"
@@ -143,8 +148,3 @@ class Tokenizer:
 
 def _prepared(texts: Iterable[str], unit: str) -> Iterator[str]:
     return (" ".join(words(text)) for text in texts) if unit == "word" else iter(texts)
-
-
-def flatten(rows: list[list[int]]) -> list[int]:
-    """All ids of all rows, one after the other."""
-    return list(chain.from_iterable(rows))

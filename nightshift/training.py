@@ -104,7 +104,9 @@ def fit(
         except _NotFiniteError:
             found = f"a loss that is not a finite number at learning rate {config.learning_rate:g}"
             change = {"learning_rate": config.learning_rate / 4}
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not _memory_is_full(error):
+                raise
             found = f"too little memory on {device} for batches of {config.batch_tokens} tokens"
             change = {"batch_tokens": max(64, int(config.batch_tokens) // 2)}
         if attempt == ATTEMPTS:
@@ -113,8 +115,15 @@ def fit(
                 f"train.{next(iter(change))} below {next(iter(change.values())):g} in "
                 "pipelines.yaml, or look for damaged texts."
             )
-        log.warning("train: %s; starting again with %s = %g", found, *change.popitem())
+        [(name, value)] = change.items()
+        log.warning("train: %s; starting again with %s = %g", found, name, value)
         config = config.model_copy(update=change)
+
+
+def _memory_is_full(error: Exception) -> bool:
+    # Without a GPU, torch says so in words only.
+    by_kind = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return by_kind or "can't allocate memory" in str(error)
 
 
 def _fit_once(

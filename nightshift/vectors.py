@@ -33,13 +33,16 @@ class CorpusVectors:
     common: np.ndarray
 
     def embed(self, documents: Documents) -> np.ndarray:
-        """Vectors of unit length, float32 (documents, width); zero where no word is known."""
+        """Vectors of unit length, float32 (documents, width); zero where no word tells anything."""
         out = np.zeros((len(documents), self.words.shape[1]), np.float32)
         for start in range(0, len(documents), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(documents)))
             counts = count(documents.take(rows), len(self.words))
             mean = (counts @ self.words) / np.maximum(documents.lengths[rows], 1)[:, None]
-            out[rows] = unit(mean - np.outer(mean @ self.common, self.common))
+            left = mean - np.outer(mean @ self.common, self.common)
+            # A document that is nothing but common: what rounding leaves has no direction.
+            spent = np.linalg.norm(left, axis=1) <= 1e-5 * np.linalg.norm(mean, axis=1)
+            out[rows] = np.where(spent[:, None], 0, unit(left))
         return out
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
+from nightshift.bundle import Clusters
 from nightshift.clustering import (
     Clustering,
     Identity,
@@ -21,6 +23,7 @@ from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
 from .embed import Embedded
 from .stage import Night, Outcome, stage
+from .tracking import scratch
 from .train import champion_of
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
         if before.get(doc_id) != identity.ids[place]
     ]
     assignments = lake.replace("assignments", night.name, rows_of("assignments", moved))
+    _keep(night)
     born = identity.events.count("born")
     log.info("cluster   %d clusters (%d born, %d ended), %d documents new or moved",
              len(rows), born, len(identity.ended), len(moved))  # fmt: skip
@@ -81,6 +85,15 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
     )  # fmt: skip
 
 
+def _keep(night: Night) -> None:
+    """The clusterer, as an artifact of the night."""
+    found = clusters_of(night)
+    if found is not None:
+        with scratch() as folder:
+            found.save(Path(folder))
+            night.tracking.keep(Path(folder), "clusters")
+
+
 def _nothing_changed(night: Night, embedded: Embedded) -> bool:
     """Same model, same documents, same declaration: another fit would only make noise."""
     return (
@@ -88,6 +101,19 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
         and embedded.winner == champion_of(night)
         and not embedded.embeddings.rows
         and night.before.get("clusters_config") == clusters_config(night)
+    )
+
+
+def clusters_of(night: Night) -> Clusters | None:
+    """Tonight's clusters as a bundle holds them; None where there are none."""
+    rows = night.lake.read("clusters", where=pc.field("night") == night.name).to_pylist()
+    if not rows:
+        return None
+    return Clusters(
+        np.array([row["centroid"] for row in rows], np.float32),
+        [row["cluster_id"] for row in rows],
+        [row["name"] for row in rows],
+        [row["keywords"] for row in rows],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -46,6 +47,8 @@ def evaluate(night: Night, trained: Trained) -> Evaluated:
             figures |= {f"{name}_{key}": value for key, value in scores.figures().items()}
             picture = confusion_picture(scores.confusion, scores.labels)
             night.tracking.text(picture, f"confusion/{name}.svg")
+            whole = json.dumps(scores.as_json(), ensure_ascii=False)
+            night.tracking.text(whole, f"evaluation/{name}.json")
             log.info("evaluate  %-10s accuracy %.4f, macro-F1 %.4f on %d rows",
                      name, scores.accuracy, scores.macro_f1, scores.rows)  # fmt: skip
     if baseline:

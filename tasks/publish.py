@@ -8,14 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-
-from nightshift.bundle import Bundle, Clusters, Model
+from nightshift.bundle import Bundle, Model
 from nightshift.pipeline import config_digest
 from nightshift.tables import SCHEMAS
 
-from .cluster import Clustered, clusters_config
+from .cluster import Clustered, clusters_config, clusters_of
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Ingested
@@ -122,7 +119,7 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
     model = Model.load(model_folder)
     with scratch() as parent:
         folder = Path(parent) / BUNDLE
-        bundle = Bundle(model, _clusters(night) if with_clusters else None)
+        bundle = Bundle(model, clusters_of(night) if with_clusters else None)
         digest = bundle.save(folder, model_folder)
         tags = {
             MODEL_TAG: ref.model_id,
@@ -138,18 +135,6 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
             tags,
             _requirements(model),
         )
-
-
-def _clusters(night: Night) -> Clusters | None:
-    rows = night.lake.read("clusters", where=pc.field("night") == night.name).to_pylist()
-    if not rows:
-        return None
-    return Clusters(
-        np.array([row["centroid"] for row in rows], np.float32),
-        [row["cluster_id"] for row in rows],
-        [row["name"] for row in rows],
-        [row["keywords"] for row in rows],
-    )
 
 
 def _requirements(model: Model) -> list[str]:

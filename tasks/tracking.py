@@ -230,9 +230,17 @@ def open_run(
         if run_id is not None:
             with suppress(MlflowException):
                 client.update_run(run_id, status="RUNNING")
+                _close_attempts(client, experiment_id, run_id)
                 return Tracking(settings.mlflow, run_id)
         run = client.create_run(experiment_id, run_name=night, tags=tags)
     return Tracking(settings.mlflow, run.info.run_id)
+
+
+def _close_attempts(client: MlflowClient, experiment_id: str, run_id: str) -> None:
+    """Nested runs that a killed process left open."""
+    open_ones = f"tags.mlflow.parentRunId = '{run_id}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment_id], open_ones):
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def reach(uri: str) -> str:

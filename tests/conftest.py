@@ -28,7 +28,7 @@ TOPICS = {
     "sailing": "anchor sail mast harbour tide wind keel deck rope skipper wave port starboard hull",
     "chess": "pawn rook bishop queen castle gambit endgame check mate opening tempo knight board",
 }
-FILLER = "the a we then with some and later it was very good today again because nobody knew".split()
+FILLER = "the a we then with some and later it was very good today again because nobody knew"
 
 SMALL = {
     "tokenizer": {"vocabulary": 300},
@@ -45,13 +45,15 @@ def texts(topic: str, count: int, seed: int = 0) -> list[str]:
     words = TOPICS[topic].split()
     found: dict[str, None] = {}
     while len(found) < count:
-        picked = chance.choices(words, k=4) + chance.choices(FILLER, k=5)
+        picked = chance.choices(words, k=4) + chance.choices(FILLER.split(), k=5)
         chance.shuffle(picked)
         found[" ".join(picked)] = None
     return list(found)
 
 
-def rows(count: int, seed: int = 0, topics: tuple[str, ...] = tuple(TOPICS)) -> list[dict[str, Any]]:
+def rows(
+    count: int, seed: int = 0, topics: tuple[str, ...] = tuple(TOPICS)
+) -> list[dict[str, Any]]:
     """`count` labelled rows of each topic."""
     return [
         {"text": text, "label": topic} for topic in topics for text in texts(topic, count, seed)

@@ -149,9 +149,7 @@ def test_predict_answers_with_the_champion(worked: House) -> None:
     from flows.reading import predictions
     from nightshift.pipeline import load_settings
 
-    said = list(
-        predictions(load_settings(worked.config), worked.name, ["tide and anchor", " "], 3)
-    )
+    said = list(predictions(load_settings(worked.config), worked.name, ["tide and anchor", " "], 3))
     assert said[0]["label"] == "sailing"
     assert said[0]["cluster_id"].startswith("c-")
     assert said[1]["error"] == "no_text"
@@ -306,13 +304,25 @@ def test_a_folder_of_hostile_files_loses_nothing_and_stops_nothing(house: House)
     house.drop("good.jsonl", good)
     house.drop("empty.csv", b"")
     house.drop("binary.csv", bytes(range(256)) * 40)
-    whole = gzip.compress(header + b"".join(b"z%d,text number %d,chess\n" % (n, n) for n in range(5000)))
+    whole = gzip.compress(
+        header + b"".join(b"z%d,text number %d,chess\n" % (n, n) for n in range(5000))
+    )
     house.drop("cut.csv.gz", whole[: len(whole) // 2])
-    house.drop("broken.csv", header + b"b1,fine text,chess\nb2,\xff\xfe\xfa broken,chess\nb3,\xe6\x97\xa5,chess\n")
-    house.drop("line.jsonl", b'{"id": "l1", "text": "short"}\n{"text": "' + b"x" * 50_000_000 + b'"}\n')
-    house.drop("quoted.csv", header + b'q1,"a ""quoted"" text\nof two lines",chess\nq2,too,many,fields\n')
+    house.drop(
+        "broken.csv",
+        header + b"b1,fine text,chess\nb2,\xff\xfe\xfa broken,chess\nb3,\xe6\x97\xa5,chess\n",
+    )
+    house.drop(
+        "line.jsonl", b'{"id": "l1", "text": "short"}\n{"text": "' + b"x" * 50_000_000 + b'"}\n'
+    )
+    house.drop(
+        "quoted.csv", header + b'q1,"a ""quoted"" text\nof two lines",chess\nq2,too,many,fields\n'
+    )
     house.drop("same-id.jsonl", [{"id": "g0", "text": "another text under a known id"}])
-    house.drop("emoji.jsonl", [{"id": "e1", "text": "🧑‍🚀 מזל טוב ‮reversed"}, {"id": "e2", "text": "\x00\x07"}])
+    house.drop(
+        "emoji.jsonl",
+        [{"id": "e1", "text": "🧑‍🚀 מזל טוב ‮reversed"}, {"id": "e2", "text": "\x00\x07"}],
+    )
     house.drop("labels.jsonl", b'{"id": "n1", "text": "label is nan", "label": NaN}\n'
                b'{"id": "n2", "text": "label is a list", "label": ["a"]}\nnot json\n')  # fmt: skip
     house.work("n1")
@@ -458,7 +468,6 @@ def test_a_failed_night_keeps_yesterday_tells_the_webhook_and_is_finished_later(
 def test_a_store_that_does_not_answer_once_costs_a_retry_not_the_night(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.stage
     from nightshift.tables import Lake
 
     house.drop("one.jsonl", rows(20))
@@ -472,7 +481,6 @@ def test_a_store_that_does_not_answer_once_costs_a_retry_not_the_night(
         return real(self, table, *rest)
 
     monkeypatch.setattr(Lake, "replace", flaky)
-    monkeypatch.setattr(tasks.stage, "RETRY_DELAYS_SECONDS", [0, 0])
     house.work("n1")
     assert house.status()[0]["state"] == "published"
     assert calls["tokens"] == 2
@@ -507,9 +515,9 @@ def test_a_second_night_leaves_or_waits_while_one_runs(
     house.declare(when_busy="leave")
     house.drop("one.jsonl", rows(20))
     settings = load_settings(house.config)
-    with alone(settings, house.name, settings.pipeline(house.name)):
-        with pytest.raises(BusyError, match="running already"):
-            house.work("n1")
+    declared = settings.pipeline(house.name)
+    with alone(settings, house.name, declared), pytest.raises(BusyError, match="running already"):
+        house.work("n1")
     house.declare(when_busy="wait")
     settings = load_settings(house.config)
     held, release = threading.Event(), threading.Event()

@@ -197,7 +197,7 @@ def test_a_value_of_two_possible_types_has_one_line_that_names_the_key(tmp_path:
     ).splitlines()
     assert len(found) == 1
     assert found[0].startswith("pipelines.yaml line 5: pipelines.a.clusters.k: found 'few'. ")
-    assert "integer" in found[0] and "'auto'" in found[0]
+    assert re.search(r"integer.* Or: .*'auto'", found[0])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,9 @@ def test_text_that_is_not_a_mapping_in_yaml_is_explained(
 def test_a_file_that_is_missing_or_no_utf8_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("lake: é".encode("latin-1"))
     for name in ("missing.yaml", "latin.yaml"):
-        with pytest.raises(ConfigError, match=r"cannot be read .* nightshift init FILE"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be read .* write one: `nightshift init FILE`"
+        ):
             load_settings(tmp_path / name)
 
 
@@ -267,7 +269,7 @@ def test_a_file_without_pipelines_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_pipeline_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     settings = load(tmp_path, MINIMAL)
     with pytest.raises(
-        ConfigError, match="no pipeline 'headline' .* did you mean 'headlines'"
+        ConfigError, match=r"no pipeline 'headline' .* did you mean 'headlines'"
     ) as one:
         settings.pipeline("headline")
     assert one.value.exit_code == 2
@@ -335,7 +337,8 @@ def test_secrets_are_in_no_representation_and_no_dump(tmp_path: Path, secret: st
     assert all(secret not in one for one in shown)
     assert settings.storage_options() == {"AWS_SECRET_ACCESS_KEY": secret}
     webhook = settings.pipeline("a").webhook
-    assert webhook is not None and webhook.get_secret_value().endswith(secret)
+    assert webhook is not None
+    assert webhook.get_secret_value().endswith(secret)
 
 
 def test_secrets_are_in_no_error_message(tmp_path: Path, secret: str) -> None:
@@ -371,13 +374,12 @@ def test_the_committed_schema_is_that_of_the_models() -> None:
 def test_every_key_of_the_schema_is_described() -> None:
     schema = json_schema()
     described = {
-        f"{name}.{key}": field.get("description")
+        f"{name}.{key}": field.get("description") or field.get("$ref")
         for name, part in [("Settings", schema), *schema["$defs"].items()]
         for key, field in part["properties"].items()
     }
-    lacking = [name for name, text in described.items() if not text]
-    # The source of the defaults only points to its own, described definition.
-    assert set(lacking) <= {"PipelineDefaults.source"}
+    # A field that only points to a definition is described there.
+    assert [name for name, text in described.items() if not text] == []
 
 
 def test_the_schema_lets_a_pipeline_rely_on_defaults() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def test_a_table_that_does_not_exist_has_no_rows_and_no_version(lake: Lake) -> N
     assert lake.version("labels") is None
     assert list(lake.scan("labels")) == []
     assert lake.read("labels").schema == SCHEMAS["labels"]
-    assert lake.nights() == [] and lake.published() is None and lake.stages("n1") == {}
+    assert (lake.nights(), lake.published(), lake.stages("n1")) == ([], None, {})
 
 
 def test_repeating_a_night_replaces_its_rows_and_no_others(lake: Lake) -> None:
@@ -99,7 +98,8 @@ def test_rows_come_back_in_the_order_written_and_nights_in_that_of_their_names(l
     lake.replace("labels", "n1", labels(("first", "x")))
     assert ids(lake) == ["first", *(doc_id for doc_id, _ in reversed(many))]
     sizes = [batch.num_rows for batch in lake.scan("labels", ["doc_id"], rows=1000)]
-    assert sum(sizes) == 3001 and max(sizes) <= 1000
+    assert sum(sizes) == 3001
+    assert max(sizes) <= 1000
 
 
 def test_conditions_and_columns_are_those_asked_for(lake: Lake) -> None:
@@ -278,4 +278,4 @@ def test_the_same_rows_give_the_same_digest_on_another_night_and_machine(
 def test_a_digest_of_json_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of([1, 2]) != digest_of([2, 1])
-    assert len(digest_of(None)) == 32 and json.loads(f'"{digest_of(1)}"')
+    assert len(digest_of(None)) == 32
