@@ -100,6 +100,7 @@ class Model:
         about = {
             "kind": self.kind,
             "unit": self.tokenizer.unit,
+            "tokenizer": self.tokenizer.digest,
             "labels": self.labels,
             "temperature": self.temperature,
             "abstain_below": self.abstain_below,
@@ -113,16 +114,28 @@ class Model:
     def load(cls, folder: Path) -> Model:
         """Read what `save` wrote.
 
-        Raises: BundleError when a file is missing or the parts do not belong together.
+        Raises: BundleError when a file is missing or damaged, or the parts do not belong together.
         """
-        missing = [name for name in (WEIGHTS, TOKENIZER, MODEL) if not (folder / name).is_file()]
-        if missing:
+        _complete(folder, (WEIGHTS, TOKENIZER, MODEL))
+        try:
+            return cls._read(folder)
+        except BundleError:
+            raise
+        except Exception as error:  # tokenizers raises nothing more special for a damaged file
             raise BundleError(
-                f"{folder}: found no {', '.join(missing)}, expected a model's three files. "
-                "Run the night that made it again, or roll back to another version."
-            )
+                f"{folder}: the model cannot be read ({error}). Its files are damaged, or of "
+                "another version of Nightshift; roll back to another version or train again."
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> Model:
         about = json.loads((folder / MODEL).read_text(encoding="utf-8"))
         tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), about["unit"])
+        if about["tokenizer"] != tokenizer.digest:
+            raise BundleError(
+                f"{folder}: found tokenizer {tokenizer.digest[:8]}, but the weights were trained "
+                f"with {about['tokenizer'][:8]}. These files are of different models; train again."
+            )
         model = cls(
             kind=about["kind"],
             tokenizer=tokenizer,
@@ -136,13 +149,7 @@ class Model:
         if model.kind == "vectors":
             model.corpus = CorpusVectors(weights["words"].numpy(), weights["common"].numpy())
             return model
-        entries = len(weights["embedding.weight"])
-        if entries != tokenizer.size:
-            raise BundleError(
-                f"{folder}: the weights know {entries} tokens, but tokenizer.json has "
-                f"{tokenizer.size}. These files are of different models; train again."
-            )
-        model.network = Network(model.config, entries, len(model.labels))
+        model.network = Network(model.config, tokenizer.size, len(model.labels))
         model.network.load_state_dict(weights)
         model.network.eval()
         return model
@@ -168,6 +175,7 @@ class Clusters:
     @classmethod
     def load(cls, folder: Path) -> Clusters:
         """Read what `save` wrote."""
+        _complete(folder, (CENTROIDS,))
         about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
         centroids = tensors.load_file(folder / CENTROIDS)["centroids"].numpy()
         return cls(centroids, about["ids"], about["names"], about["keywords"])
@@ -228,7 +236,7 @@ class Bundle:
         return nearest_centroids(vectors, self.clusters.centroids)
 
     def _label(self, probabilities: np.ndarray, top: int) -> dict[str, Any]:
-        order = np.argsort(-probabilities, kind="stable")[:top]
+        order = np.argsort(-probabilities, kind="stable")
         best = float(probabilities[order[0]])
         labels = self.model.labels
         return {
@@ -237,9 +245,18 @@ class Bundle:
             "abstained": best < self.model.abstain_below,
             "top": [
                 {"label": labels[one], "probability": round(float(probabilities[one]), 6)}
-                for one in order
+                for one in order[: max(top, 0)]
             ],
         }
+
+
+def _complete(folder: Path, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise BundleError(
+            f"{folder}: found no {', '.join(missing)}, without which a model cannot answer. "
+            "Run the night that made it again, or roll back to another version."
+        )
 
 
 def model_id(folder: Path) -> str:

@@ -103,8 +103,7 @@ class Tokenizer:
             steps.append(normalizers.Replace(Regex(WORD_START), MARK))
             base.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.WhitespaceSplit(),
-                pre_tokenizers.Split(Regex(r"[\p{P}\p{S}&&[^▁]]"), "isolated"),
-                pre_tokenizers.Split(Regex(r"\p{Han}+"), "isolated"),
+                pre_tokenizers.Split(Regex(r"\p{Han}+|[\p{P}\p{S}&&[^▁]]"), "isolated"),
             ])  # fmt: skip
             trainer = trainers.BpeTrainer(
                 vocab_size=config.vocabulary,

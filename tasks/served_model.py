@@ -13,6 +13,12 @@ import mlflow
 import pandas as pd
 
 
+EMPTY = dict.fromkeys(
+    ["label", "probability", "abstained", "top", "cluster_id", "cluster_name", "distance", "error"]
+)
+"""Every answer has these columns, whatever the model and the text."""
+
+
 def _load_code(folder):
     files = sorted(folder.glob("*.py"))
     digest = hashlib.blake2b(b"".join(one.read_bytes() for one in files), digest_size=8)
@@ -42,7 +48,9 @@ class Served(mlflow.pyfunc.PythonModel):
         answers = self.bundle.answer(
             texts, top=int(params.get("top_k", 3)), vectors=bool(params.get("embeddings", False))
         )
-        return pd.DataFrame(answers, index=model_input.index)
+        # Objects with None: a missing number would become NaN, which is no JSON.
+        rows = [{**EMPTY, **answer} for answer in answers]
+        return pd.DataFrame(rows, index=model_input.index, dtype=object)
 
 
 mlflow.models.set_model(Served())
