@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from nightshift.errors import NightshiftError
-from nightshift.pipeline import Pipeline, Settings
+from nightshift.pipeline import Pipeline, Settings, masked
 from nightshift.sources import columns_of, list_files
 from nightshift.tables import Lake
 
@@ -25,22 +25,22 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 
 def _lake(settings: Settings) -> Finding:
-    name = next(iter(settings.pipelines))
     options = settings.storage_options()
     try:
         nights = {one: Lake(settings.lake, one, options).published() for one in settings.pipelines}
-        Lake(settings.lake, name, options).probe()
+        # Beside the pipelines' tables, never among them.
+        Lake(settings.lake, ".check", options).replace("stages", "check", [])
     except NightshiftError as error:
         return "lake", str(error), False
     last = [f"{one} at {row['night']}" for one, row in nights.items() if row]
-    return "lake", f"{settings.lake}: writable, {', '.join(last) or 'no night yet'}", True
+    return "lake", f"{masked(settings.lake)}: writable, {', '.join(last) or 'no night yet'}", True
 
 
 def _mlflow(settings: Settings) -> Finding:
     from tasks.tracking import reach
 
     try:
-        return "mlflow", f"{settings.mlflow}: {reach(settings.mlflow)}", True
+        return "mlflow", f"{masked(settings.mlflow)}: {reach(settings.mlflow)}", True
     except NightshiftError as error:
         return "mlflow", str(error), False
 

@@ -116,12 +116,15 @@ def run(
         typer.echo(f"Night {finished.name} of {pipeline} is published already; nothing to do.")
         return
     typer.echo(finished.digest_text)
+    from nightshift.pipeline import masked
+
+    store = masked(finished.mlflow)
     shown = f" --config {config}" if config != DEFAULT_CONFIG else ""
     typer.echo(
-        f"\nreport   {finished.report}\ntables   {finished.lake}\nmlflow   {finished.mlflow}\n\n"
+        f"\nreport   {finished.report}\ntables   {finished.lake}\nmlflow   {store}\n\n"
         f"Next:    nightshift status {pipeline}{shown}\n"
         f"         echo 'some text' | nightshift predict {pipeline}{shown}\n"
-        f"         mlflow ui --backend-store-uri {finished.mlflow}"
+        f"         mlflow ui --backend-store-uri {store}"
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .batches import Documents
+from .errors import AccountError
 from .splits import stands_in_for_validation
 from .tables import Lake, digest_of
 
@@ -30,16 +31,18 @@ class Labelled:
         return digest_of([self.doc_ids, self.labels])
 
 
-def current_labels(lake: Lake, but: str | None = None) -> dict[str, str]:
+def current_labels(lake: Lake, but: str | None = None, by: str | None = None) -> dict[str, str]:
     """The label of every labelled document: the newest given later, else the document's own.
 
-    Args: `but`, a night whose rows are left out because they are about to be replaced.
+    Args: `but`, a night whose rows are left out because they are about to be replaced; `by`, whose
+    later labels alone count.
     """
     others = pc.field("night") != (but or "")
     rows = lake.read("documents", ["doc_id", "label"], pc.field("label").is_valid() & others)
     labels = dict(zip(rows["doc_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
     # Stable: of labels given at the same moment, the one further down its file is the newer.
-    later = lake.read("labels", ["doc_id", "label", "at"], others).sort_by("at")
+    given = others if by is None else others & (pc.field("by") == by)
+    later = lake.read("labels", ["doc_id", "label", "at"], given).sort_by("at")
     labels.update(zip(later["doc_id"].to_pylist(), later["label"].to_pylist(), strict=True))
     return labels
 
@@ -68,7 +71,10 @@ def labelled_sides(lake: Lake) -> dict[str, Labelled]:
 
 
 def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str], max_tokens: int) -> Documents:
-    """Token ids of the given documents, in the given order."""
+    """Token ids of the given documents, in the given order.
+
+    Raises: AccountError unless there are tokens of every one.
+    """
     wanted = {doc_id: place for place, doc_id in enumerate(doc_ids)}
     places: list[int] = []
     pieces: list[pa.ListArray] = []
@@ -77,6 +83,11 @@ def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str], max_tokens: in
         rows = [row for row, place in enumerate(found) if place >= 0]
         places.extend(found[row] for row in rows)
         pieces.append(batch.column("ids").take(pa.array(rows, pa.int64())))
+    if len(places) != len(wanted):
+        raise AccountError(
+            f"tokens: found tokens of {len(places)} of {len(wanted)} documents by tokenizer "
+            f"{tokenizer[:8]}. Run the night again with --retry-from tokens."
+        )
     order = np.argsort(np.array(places, np.int64))
     chunks = pa.chunked_array(pieces, pa.list_(pa.int32()))
     return Documents.from_arrow(chunks, max_tokens).take(order)

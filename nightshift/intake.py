@@ -22,7 +22,8 @@ RAW_CHARACTERS = 500
 class Known:
     """What was there before, and grows while rows are taken in.
 
-    by_content: doc_id of every known text, by content digest; labels: by doc_id.
+    by_content: doc_id of every known text, by content digest; labels: what the source itself last
+    said of a document, by doc_id: a file read again must not overrule a person.
     content_of: content digest by doc_id, kept only where the source names its documents.
     """
 
@@ -48,7 +49,7 @@ class Taken:
 
 def known_before(lake: Lake, night: str, with_ids: bool) -> Known:
     """What every other night brought in; this night's own rows will be replaced."""
-    known = Known(labels=current_labels(lake, but=night))
+    known = Known(labels=current_labels(lake, but=night, by="source"))
     for batch in lake.scan("documents", ["doc_id", "content_digest", "night"]):
         columns = [column.to_pylist() for column in batch.columns]
         for doc_id, digest, of_night in zip(*columns, strict=True):

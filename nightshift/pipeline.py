@@ -149,7 +149,7 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
     file = re.fullmatch(r"sqlite:///(?!/)(.+)", mlflow)
     if file:
         mlflow = f"sqlite:///{folder / file[1]}"
-    elif "://" not in mlflow:
+    elif "://" not in mlflow and not mlflow.startswith("databricks"):
         mlflow = str(folder / mlflow)
     return settings.model_copy(
         update={
@@ -159,6 +159,11 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
             "pipelines": {name: source(one) for name, one in settings.pipelines.items()},
         }
     )
+
+
+def masked(uri: str) -> str:
+    """A URI to show: without the password that may stand in it."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def config_digest(pipeline: Pipeline) -> str:

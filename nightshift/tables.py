@@ -250,10 +250,6 @@ class Lake:
             row["outputs"], row["figures"] = json.loads(row["outputs"]), json.loads(row["figures"])
         return {row["stage"]: row for row in sorted(rows, key=lambda row: row["at"])}
 
-    def probe(self) -> None:
-        """Write and replace a tiny table beside the others; raises PassingError if that fails."""
-        self.replace("stages", "probe", [])
-
     def _at(self, table: str) -> str:
         return f"{self.root}/{table}"
 

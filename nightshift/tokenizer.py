@@ -98,9 +98,10 @@ class Tokenizer:
 
         texts = islice(texts, config.learn_from)
         steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if config.lowercase else [])]
+        if config.unit != "word":
+            steps.append(normalizers.Replace(Regex(WORD_START), MARK))
         if config.unit == "bpe":
             base = Base(models.BPE(unk_token=SPECIAL[1]))
-            steps.append(normalizers.Replace(Regex(WORD_START), MARK))
             base.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.WhitespaceSplit(),
                 pre_tokenizers.Split(Regex(r"\p{Han}+|[\p{P}\p{S}&&[^▁]]"), "isolated"),
@@ -115,13 +116,12 @@ class Tokenizer:
             )
         else:
             base = Base(models.WordLevel(unk_token=SPECIAL[1]))
-            if config.unit == "character":
-                # A character keeps one space before it; how many there were is no other character.
-                steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-            base.pre_tokenizer = (
-                pre_tokenizers.WhitespaceSplit()
-                if config.unit == "word"
-                else pre_tokenizers.Split(Regex(r"\s*\S"), "isolated")
+            single = pre_tokenizers.Split(Regex("."), "isolated")
+            base.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.WhitespaceSplit(),
+                    *([single] if config.unit == "character" else []),
+                ]
             )
             trainer = trainers.WordLevelTrainer(
                 vocab_size=config.vocabulary,

@@ -12,7 +12,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
-
 EMPTY = dict.fromkeys(
     ["label", "probability", "abstained", "top", "cluster_id", "cluster_name", "distance", "error"]
 )

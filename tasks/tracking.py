@@ -28,7 +28,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException, RestException
 
 from nightshift.errors import PassingError
-from nightshift.pipeline import Settings
+from nightshift.pipeline import Settings, masked
 from nightshift.tables import TableRef
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Tracking:
         run = self._client.get_run(self.run_id)
         if self.uri.startswith("http"):
             return f"{self.uri}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
-        return f"run {self.run_id} in {self.uri}"
+        return f"run {self.run_id} in {masked(self.uri)}"
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,11 @@ def open_run(
 ) -> Tracking:
     """Open a night's run, or go on with the one an earlier try left."""
     # Several processes that meet a fresh SQLite store crash in its migration.
-    with _store_lock(settings.mlflow), _passing(f"opening MLflow at {settings.mlflow}"), _quiet():
+    with (
+        _store_lock(settings.mlflow),
+        _passing(f"opening MLflow at {masked(settings.mlflow)}"),
+        _quiet(),
+    ):
         client = MlflowClient(settings.mlflow)
         experiment = client.get_experiment_by_name(pipeline)
         if experiment is None:
@@ -247,7 +251,7 @@ def reach(uri: str) -> str:
     """What is found at a tracking URI, in words; raises PassingError when nothing answers."""
     # MLflow's own patience is minutes; a check is for somebody who waits.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with _store_lock(uri), _passing(f"opening MLflow at {uri}"), _quiet():
+    with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
         client = MlflowClient(uri)
         experiments = len(client.search_experiments())
         models = len(client.search_registered_models())
@@ -256,7 +260,7 @@ def reach(uri: str) -> str:
 
 def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:
     """Version and folder of the bundle behind the alias `champion`; None without one."""
-    with _passing(f"asking MLflow at {uri} for the champion"), _quiet():
+    with _passing(f"asking MLflow at {masked(uri)} for the champion"), _quiet():
         client = MlflowClient(uri)
         try:
             version = client.get_model_version_by_alias(pipeline, CHAMPION)

@@ -161,6 +161,8 @@ def _train_network(night: Night, tokens: Tokens, sides: dict[str, Labelled], due
             schedule,
             lambda batches, total: track(batches, total, "training, in batches"),
         ):
+            if epoch.index == 1:
+                epochs.clear()  # a start before this one came to nothing
             night.tracking.figures(epoch.figures(), epoch.index, run)
             epochs.append(epoch)
             log.info(

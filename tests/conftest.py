@@ -22,6 +22,8 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="nightshift-tests-"))
 # Before anything imports Prefect, which reads its settings once.
 os.environ.pop("PREFECT_API_URL", None)
 prepare(SCRATCH / "prefect")
+# Tiny networks: threads that wait for one another cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TOPICS = {
     "cooking": "oven butter flour bake simmer garlic onion recipe dough pan roast salt taste stir",

@@ -405,6 +405,40 @@ def test_a_duplicate_that_brings_another_label_relabels_its_document(house: Hous
     assert current_labels(house.lake)[label["doc_id"]] == "sailing"
 
 
+def test_a_file_read_again_does_not_overrule_a_person(house: House) -> None:
+    from datetime import UTC, datetime
+
+    from nightshift.corpus import current_labels
+    from nightshift.tables import rows_of
+
+    house.drop("one.jsonl", rows(20))
+    house.work("n1")
+    doc_id = house.table("documents")[0]["doc_id"]
+    said = {"doc_id": doc_id, "label": "weather", "by": "ada", "at": datetime.now(UTC)}
+    house.lake.replace("labels", "by-hand", rows_of("labels", [said]))
+    house.drop("one.jsonl", [*rows(20), {"text": "one more text"}])
+    house.work("n2")
+    assert current_labels(house.lake)[doc_id] == "weather"
+
+
+def test_check_reaches_every_store_and_names_what_is_wrong(house: House) -> None:
+    from flows.checking import check
+    from nightshift.pipeline import load_settings
+
+    house.drop("one.jsonl", rows(2))
+    found = {name: (words, fine) for name, words, fine in check(load_settings(house.config))}
+    assert all(fine for _, fine in found.values())
+    assert "text, label" in found[house.name][0]
+    house.declare(source={"text": "txt"})
+    (house.folder / "file").write_text("in the way")
+    text = house.config.read_text().replace("lake: lake", "lake: file")
+    house.config.write_text(text)
+    found = {name: (words, fine) for name, words, fine in check(load_settings(house.config))}
+    assert not found["lake"][1]
+    assert not found[house.name][1]
+    assert "txt" in found[house.name][0]
+
+
 # --- failures ---------------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from nightshift.pipeline import (
     config_digest,
     json_schema,
     load_settings,
+    masked,
+    reference,
 )
 from nightshift.recipe import ModelConfig, TrainConfig, resolve
 
@@ -415,3 +417,20 @@ def test_auto_follows_the_rows_and_their_lengths(
 def test_what_is_declared_is_not_resolved() -> None:
     model, train = ModelConfig(max_tokens=9, stride=2), TrainConfig(epochs=3, batch_tokens=77)
     assert resolve(model, train, 50_000, 300, 900) == (model, train)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://ada:s3cret@db/mlflow", "postgresql://ada:***@db/mlflow"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("s3://bucket/lake", "s3://bucket/lake"),
+    ],
+)
+def test_a_password_in_a_uri_is_not_shown(uri: str, shown: str) -> None:
+    assert masked(uri) == shown
+
+
+def test_the_reference_page_in_docs_is_current() -> None:
+    page = Path(__file__).parent.parent / "docs" / "pipelines.md"
+    assert page.read_text(encoding="utf-8") == reference(), "nightshift schema --page > docs/..."

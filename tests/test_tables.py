@@ -206,13 +206,6 @@ def test_a_stage_is_noted_once_and_the_others_of_its_night_stay(lake: Lake) -> N
     assert lake.stages("n2") == {}
 
 
-def test_probing_leaves_the_stages_of_real_nights_alone(lake: Lake) -> None:
-    row = {"stage": "ingest", "digest": "i", "outputs": {}, "figures": {}, "at": WHEN}
-    lake.write_stage("n1", row)
-    lake.probe()
-    assert list(lake.stages("n1")) == ["ingest"]
-
-
 # --- digests --------------------------------------------------------------------------------
 
 TOKENS = pa.table(

@@ -181,8 +181,10 @@ def test_spaces_and_line_ends_between_words_count_alike(unit: str) -> None:
     assert UNKNOWN not in tokenizer.encode(["the \n cat "])[0]
 
 
-def test_characters_keep_the_space_before_them() -> None:
-    assert cut(learn(["ab a"], unit="character"), "ab a") == ["a", "b", " a"]
+def test_a_mark_stands_where_a_word_begins_among_characters() -> None:
+    tokenizer = learn(["ab a", "ab a", "猫猫"], unit="character")
+    assert cut(tokenizer, "ab a") == ["▁", "a", "b", "▁", "a"]
+    assert cut(tokenizer, "猫猫") == ["猫", "猫"]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_characters_keep_the_space_before_them() -> None:
     [
         ("word", "the dog sat down", 2 / 4),
         ("word", "猫 cat", 1 / 2),
-        ("character", "the猫", 1 / 4),
+        ("character", "the猫", 1 / 5),  # with the mark in front
         ("bpe", "猫猫", 1.0),
         ("bpe", "the cat", 0.0),
     ],
