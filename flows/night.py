@@ -74,7 +74,7 @@ def work(
 
 @flow(
     name="night",
-    flow_run_name="{pipeline}-{night}",
+    flow_run_name=lambda: _run_name(flow_run.parameters),
     validate_parameters=True,
     persist_result=False,
 )
@@ -99,6 +99,10 @@ def night(
             log.info("night     finishing %s first, which was left unfinished", earlier)
             _work(settings, pipeline, declared, lake, earlier, frozenset())
         return _work(settings, pipeline, declared, lake, name, redo)
+
+
+def _run_name(given: dict[str, Any]) -> str:
+    return f"{given['pipeline']}-{_named(given.get('night'))}"
 
 
 def _named(night: str | None) -> str:

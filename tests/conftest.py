@@ -3,10 +3,12 @@ MLflow on SQLite, Delta tables in a folder."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import random
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ import yaml
 from flows.environment import prepare
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="nightshift-tests-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 # Before anything imports Prefect, which reads its settings once.
 os.environ.pop("PREFECT_API_URL", None)
 prepare(SCRATCH / "prefect")
