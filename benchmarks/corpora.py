@@ -70,8 +70,9 @@ class Run:
     """From the birth of the embedded Prefect server to the first line of the night."""
     server_born: float
     """Seconds after the start at which the server was born."""
-    load_before: float
-    """The machine's load average of the last minute: a busy machine makes slow nights."""
+    others_cpu_seconds: float
+    """What the rest of the machine computed meanwhile. A few percent of the cores' time is noise;
+    more than that, and the seconds say little: training on all cores suffers most."""
 
 
 class NightFailedError(Exception):
@@ -166,7 +167,7 @@ def run(command: list[str]) -> Run:
 
     Raises: NightFailedError with its last lines.
     """
-    load, started, server, born = os.getloadavg()[0], time.time(), 0.0, 0.0
+    before, started, server, born = busy_seconds(), time.time(), 0.0, 0.0
     lines: list[str] = []
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -187,7 +188,14 @@ def run(command: list[str]) -> Run:
         raise NightFailedError("".join(lines[-30:]))
     kib = usage.ru_maxrss / 1024 if sys.platform == "darwin" else usage.ru_maxrss
     cpu = usage.ru_utime + usage.ru_stime
-    return Run(time.time() - started, cpu, kib / 1024, server, born, load)
+    others = max(0.0, busy_seconds() - before - cpu)
+    return Run(time.time() - started, cpu, kib / 1024, server, born, others)
+
+
+def busy_seconds() -> float:
+    """CPU seconds of all processes since the machine started."""
+    spent = psutil.cpu_times()
+    return spent.user + spent.nice + spent.system
 
 
 def status(name: str, config: Path) -> dict[str, Any]:
@@ -282,9 +290,10 @@ def page(rows: dict[str, Any]) -> str:
         "Seconds by stage. `night` is the whole command, start of its process to end; `server` is",
         "the part of it in which the embedded Prefect server starts (not in the stages). Documents",
         "per second are rows kept by `night`. Memory is that of the largest process at its peak.",
+        "`others` is CPU seconds that the rest of the machine took meanwhile.",
         "",
         *table(
-            ["corpus", *STAGES, "server", "night", "documents/s", "peak MiB"],
+            ["corpus", *STAGES, "server", "night", "documents/s", "peak MiB", "others"],
             [_cost(corpus, row) for corpus, row in found],
         ),
         "",
@@ -317,7 +326,7 @@ def _cost(corpus: Corpus, row: dict[str, Any]) -> list[str]:
     rate = row["documents"] / row["wall_seconds"]
     return [
         _name(corpus), *stages, f"{row['server_seconds']:.1f}", f"{row['wall_seconds']:.1f}",
-        f"{rate:,.0f}", f"{row['peak_mib']:,.0f}",
+        f"{rate:,.0f}", f"{row['peak_mib']:,.0f}", f"{row['others_cpu_seconds']:.0f}",
     ]  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def choose_k(vectors: np.ndarray, config: ClusterConfig, last: int | None) -> in
         grid = sorted({min(max(one, floor), ceiling) for one in range(last - 1, last + 3)})
     found: dict[int, float] = {}
     for k in grid:
-        places, _ = nearest_centroids(vectors, _fit(vectors, k, config, None))
+        places, _ = nearest_centroids(vectors, _fit(vectors, k, config, None, starts=1))
         measured = silhouette(vectors, places, config.seed)
         found[k] = -1.0 if measured is None else measured
     best = max(found, key=lambda k: (found[k], -k))
@@ -106,7 +106,11 @@ def choose_k(vectors: np.ndarray, config: ClusterConfig, last: int | None) -> in
 
 
 def _fit(
-    vectors: np.ndarray, k: int, config: ClusterConfig, start: np.ndarray | None
+    vectors: np.ndarray,
+    k: int,
+    config: ClusterConfig,
+    start: np.ndarray | None,
+    starts: int = 3,
 ) -> np.ndarray:
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
@@ -115,7 +119,7 @@ def _fit(
     kind: Any = MiniBatchKMeans if big else KMeans
     settings: dict[str, Any] = {"batch_size": 8192} if big else {}
     if start is None:
-        settings |= {"init": "k-means++", "n_init": 3}
+        settings |= {"init": "k-means++", "n_init": starts}
     else:
         settings |= {"init": _seeds(vectors, k, start, config.seed), "n_init": 1}
     # One thread per fit: sums over threads come in no fixed order, and a night must repeat.
