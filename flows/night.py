@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import socket
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,10 +34,13 @@ from tasks.publish import follow, publish
 from tasks.report import report
 from tasks.stage import STAGES, Night, code_version
 from tasks.tokens import tokenize
-from tasks.tracking import Tracking, open_run
+from tasks.tracking import Tracking, open_run, open_store
 from tasks.train import train
 
 log = logging.getLogger(__name__)
+
+WARM = ("sklearn.cluster", "sklearn.feature_extraction.text", "sklearn.manifold", "sklearn.svm")
+"""Slow imports of the later stages."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,19 @@ def work(
     if row and row["state"] == "published" and "publish" in lake.stages(wanted):
         _settle(settings, pipeline, lake)
         return _closed(settings, lake, row, redo)
+    threading.Thread(target=_warm_up, args=(settings.mlflow,), daemon=True).start()
     return night(pipeline, wanted, config, retry_from)
+
+
+def _warm_up(mlflow: str) -> None:
+    """What every night waits for, done while the embedded Prefect server starts on another core.
+
+    Whatever fails here is met again, and told, where it is needed.
+    """
+    with suppress(Exception):
+        for module in WARM:
+            import_module(module)
+        open_store(mlflow)
 
 
 @flow(

@@ -247,6 +247,12 @@ def _close_attempts(client: MlflowClient, experiment_id: str, run_id: str) -> No
         client.set_terminated(run.info.run_id, "KILLED")
 
 
+def open_store(uri: str) -> None:
+    """Make the store ready to answer; a new SQLite file takes MLflow three seconds to lay out."""
+    with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
+        MlflowClient(uri).search_experiments(max_results=1)
+
+
 def reach(uri: str) -> str:
     """What is found at a tracking URI, in words; raises PassingError when nothing answers."""
     # MLflow's own patience is minutes; a check is for somebody who waits.
