@@ -66,10 +66,10 @@ class Run:
     cpu_seconds: float
     peak_mib: float
     """Of its largest process."""
+    begins_seconds: float
+    """From the start of the process to the first line of the night."""
     server_seconds: float
-    """From the birth of the embedded Prefect server to the first line of the night."""
-    server_born: float
-    """Seconds after the start at which the server was born."""
+    """The last part of it, from the birth of the embedded Prefect server; 0 without one."""
     others_cpu_seconds: float
     """What the rest of the machine computed meanwhile. A few percent of the cores' time is noise;
     more than that, and the seconds say little: training on all cores suffers most."""
@@ -167,7 +167,7 @@ def run(command: list[str]) -> Run:
 
     Raises: NightFailedError with its last lines.
     """
-    before, started, server, born = busy_seconds(), time.time(), 0.0, 0.0
+    before, started, begins, server = busy_seconds(), time.time(), 0.0, 0.0
     lines: list[str] = []
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -176,11 +176,12 @@ def run(command: list[str]) -> Run:
     for line in process.stderr:
         lines.append(line)
         sys.stderr.write(f"  {line}")
-        if line.rstrip().endswith(" begins") and not server:
-            with suppress(psutil.Error, ValueError):
+        if line.rstrip().endswith(" begins") and not begins:
+            now = time.time()
+            begins = now - started
+            with suppress(psutil.Error):
                 children = psutil.Process(process.pid).children()
-                first = min(one.create_time() for one in children)
-                server, born = time.time() - first, first - started
+                server = now - min((one.create_time() for one in children), default=now)
     # Not process.wait(): only this tells what this one process and its children took.
     _, state, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(state)
@@ -189,7 +190,7 @@ def run(command: list[str]) -> Run:
     kib = usage.ru_maxrss / 1024 if sys.platform == "darwin" else usage.ru_maxrss
     cpu = usage.ru_utime + usage.ru_stime
     others = max(0.0, busy_seconds() - before - cpu)
-    return Run(time.time() - started, cpu, kib / 1024, server, born, others)
+    return Run(time.time() - started, cpu, kib / 1024, begins, server, others)
 
 
 def busy_seconds() -> float:

@@ -135,8 +135,9 @@ def test_prefect_has_the_flow_run_its_tasks_and_an_artifact(worked: House) -> No
         assert run.state.is_completed()
         assert run.name == f"{worked.name}-n2"
         key = ArtifactFilter(key=ArtifactFilterKey(any_=[f"{worked.name}-report"]))
-        found = api.read_artifacts(artifact_filter=key)
-    assert "n2.html" in str(found[0].data)
+        pages = [str(one.data) for one in api.read_artifacts(artifact_filter=key)]
+    # One version a night; Prefect promises no order of them.
+    assert any("n2.html" in page for page in pages)
 
 
 def test_the_report_is_one_file_that_names_the_night(worked: House) -> None:
