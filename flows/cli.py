@@ -31,6 +31,7 @@ Config = Annotated[
 ]
 PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline of the file.")]
 DEFAULT_CONFIG = Path("pipelines.yaml")
+INTERRUPTED = 130
 
 
 @app.command()
@@ -186,6 +187,38 @@ def predict(
 
 
 @app.command()
+def tune(
+    pipeline: PipelineName,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Recipes to try in all; else `tune.trials`."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Trials at the same time; else `tune.processes`."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the trials of earlier calls.")
+    ] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Try recipes on the stored train and validation rows, and write the best one as YAML.
+
+    What is tried stands under `tune.space` of the pipeline, else the usual values are. Poor trials
+    are stopped early. The same command goes on where it was stopped or killed, and with more
+    --trials, where it had ended. Trials do not pretrain, unless the space has a `pretrain.` key.
+
+    Example: nightshift tune headlines --trials 50 --processes 2
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.tuning import tune as search
+
+    found = search(settings, pipeline, trials, processes, restart)
+    typer.echo(found.text)
+
+
+@app.command()
 def export(
     pipeline: PipelineName,
     table: Annotated[str, typer.Argument(metavar="TABLE", help="documents, predictions, ...")],
@@ -299,9 +332,12 @@ def _spoken_errors() -> Iterator[None]:
     except NightshiftError as error:
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer makes a silent exit of Ctrl-C, with the code that shells give it.
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         typer.echo("interrupted; run the same command again to go on from here.", err=True)
-        sys.exit(1)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,9 +2,9 @@
 
 A folder of plain files, no pickle:
 
-    weights.safetensors   the network's weights, or the corpus vectors
+    weights.safetensors   the network, the wide path and the reject score, or the corpus vectors
     tokenizer.json        readable by Hugging Face tokenizers
-    model.json            kind, labels, temperature, recipe, text preparation
+    model.json            kind, labels, blend, thresholds, recipe, text preparation
     clusters.json         ids, names and keywords      (bundle only)
     centroids.safetensors float32 (clusters, width)    (bundle only)
     code/                 these very modules, so that the bundle answers without Nightshift
@@ -29,29 +29,42 @@ from safetensors import torch as tensors
 
 from .batches import Documents
 from .cleaning import CleaningConfig, clean, reject_reason
+from .deciding import Blend, Reject, Threshold, apply_threshold
 from .encoders import Network
-from .errors import BundleError
+from .errors import BundleError, ConfigError
+from .inference import Watch, forward, pick_device, unwatched
 from .nearest import nearest_centroids, unit
+from .pretrained import Pretrained
 from .recipe import ModelConfig
 from .tokenizer import Tokenizer
-from .training import Watch, forward, pick_device, unwatched
 from .vectors import CorpusVectors
+from .wide import Wide
 
 WEIGHTS, TOKENIZER, MODEL = "weights.safetensors", "tokenizer.json", "model.json"
 CLUSTERS, CENTROIDS, CODE = "clusters.json", "centroids.safetensors", "code"
 MODULES = [
-    "__init__", "batches", "bundle", "cleaning", "config", "encoders", "errors", "nearest",
-    "recipe", "tokenizer", "training", "vectors",
+    "__init__", "batches", "bundle", "cells", "cleaning", "config", "deciding", "encoders",
+    "errors", "inference", "nearest", "pretrained", "recipe", "tokenizer", "vectors", "wide",
 ]  # fmt: skip
 BATCH_TOKENS = 16_384
+ONE_PATH = Blend(1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says: probabilities (documents, classes) or None, unit vectors, both float32."""
+    """What a model says of documents; all but the vectors are None without a classifier.
 
-    probabilities: np.ndarray | None
+    vectors: unit length, float32 (documents, width). probabilities: float32 (documents, classes).
+    choice: int64 (documents,), the class said. abstained: bool (documents,). network, wide:
+    probabilities of each path alone, None where there is none.
+    """
+
     vectors: np.ndarray
+    probabilities: np.ndarray | None = None
+    choice: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    abstained: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    network: np.ndarray | None = None
+    wide: np.ndarray | None = None
 
 
 @dataclass
@@ -63,32 +76,72 @@ class Model:
     config: ModelConfig
     cleaning: CleaningConfig
     network: Network | None = None
+    wide: Wide | None = None
     corpus: CorpusVectors | None = None
     labels: list[str] = field(default_factory=list)
-    temperature: float = 1.0
-    abstain_below: float = 0.0
+    blend: Blend = ONE_PATH
+    reject: Reject | None = None
+    positive: int | None = None
+    """The class that is said from a threshold on, where one is declared."""
+    threshold: Threshold | None = None
+
+    @property
+    def pretrained(self) -> Pretrained | None:
+        """The encoder of Hugging Face inside the network, where there is one."""
+        return self.network.pretrained if self.network is not None else None
 
     def documents(self, texts: list[str]) -> Documents:
         """Cleaned texts -> token ids."""
-        return Documents.from_lists(self.tokenizer.encode(texts), int(self.config.max_tokens))
+        return Documents.from_lists(self.tokenizer.encode(texts))
 
     def answer(
-        self, documents: Documents, device: str = "auto", watch: Watch = unwatched
+        self,
+        documents: Documents,
+        texts: list[str],
+        device: str = "auto",
+        watch: Watch = unwatched,
     ) -> Answers:
-        """One forward pass; every document's answer is the same whatever shares its batch."""
+        """One pass over each path; a document's answer is the same whatever shares its batch.
+
+        Args: token ids and cleaned texts of the same documents.
+        """
+        documents = documents.cut(int(self.config.max_tokens), self.config.truncation)
         if self.corpus is not None:
-            return Answers(None, self.corpus.embed(documents))
+            return Answers(self.corpus.embed(documents))
         assert self.network is not None
         there = pick_device(device)
-        scores, vectors = forward(self.network.to(there), documents, BATCH_TOKENS, there, watch)
-        scaled = torch.from_numpy(scores) / self.temperature
-        return Answers(scaled.softmax(1).numpy(), unit(vectors).astype(np.float32))
+        scores, raw = forward(self.network.to(there), documents, BATCH_TOKENS, there, watch)
+        vectors = unit(raw).astype(np.float32)
+        wide = self.wide.scores(texts) if self.wide is not None else None
+        said = self.blend.probabilities(scores, wide)
+        return Answers(
+            vectors,
+            said,
+            self.chosen(said),
+            self._abstained(said, vectors),
+            self.blend.probabilities(scores, None),
+            None if wide is None else self.blend.probabilities(None, wide),
+        )
+
+    def chosen(self, probabilities: np.ndarray) -> np.ndarray:
+        """Float32 (documents, classes) -> the class said, int64 (documents,)."""
+        if self.positive is None or self.threshold is None:
+            return probabilities.argmax(1)
+        return apply_threshold(probabilities, self.positive, self.threshold.value)
+
+    def _abstained(self, probabilities: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        if self.reject is None:
+            return np.zeros(len(probabilities), bool)
+        return self.reject.abstained(probabilities, vectors)
 
     def save(self, folder: Path) -> str:
         """Write the three files; returns the model_id."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.network is not None:
             weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
+            weights |= self.wide.tensors() if self.wide else {}
+            kept = self.reject.tensors() if self.reject else {}
+            weights |= {name: torch.from_numpy(value) for name, value in kept.items()}
         else:
             assert self.corpus is not None
             weights = {
@@ -102,8 +155,12 @@ class Model:
             "unit": self.tokenizer.unit,
             "tokenizer": self.tokenizer.digest,
             "labels": self.labels,
-            "temperature": self.temperature,
-            "abstain_below": self.abstain_below,
+            "blend": self.blend.as_json(),
+            "reject": self.reject.as_json() if self.reject else None,
+            "positive": self.positive,
+            "threshold": self.threshold.as_json() if self.threshold else None,
+            "wide": self.wide.about() if self.wide else None,
+            "pretrained": self.pretrained.about() if self.pretrained else None,
             "model": self.config.model_dump(),
             "cleaning": self.cleaning.model_dump(),
         }
@@ -119,7 +176,7 @@ class Model:
         _complete(folder, (WEIGHTS, TOKENIZER, MODEL))
         try:
             return cls._read(folder)
-        except BundleError:
+        except (BundleError, ConfigError):  # the latter where an extra is missing
             raise
         except Exception as error:  # tokenizers raises nothing more special for a damaged file
             raise BundleError(
@@ -142,16 +199,30 @@ class Model:
             config=ModelConfig.model_validate(about["model"]),
             cleaning=CleaningConfig.model_validate(about["cleaning"]),
             labels=about["labels"],
-            temperature=about["temperature"],
-            abstain_below=about["abstain_below"],
+            blend=Blend(**about["blend"]),
+            positive=about["positive"],
+            threshold=Threshold(**about["threshold"]) if about["threshold"] else None,
         )
         weights = tensors.load_file(folder / WEIGHTS)
         if model.kind == "vectors":
             model.corpus = CorpusVectors(weights["words"].numpy(), weights["common"].numpy())
             return model
-        model.network = Network(model.config, tokenizer.size, len(model.labels))
+        # The encoder's weights lie among the others: nobody is asked for them.
+        given = about.get("pretrained")
+        pretrained = Pretrained.blank(given, tokenizer) if given else None
+        model.network = Network(model.config, tokenizer.size, len(model.labels), pretrained)
+        parts = {"wide": dict[str, torch.Tensor](), "reject": dict[str, torch.Tensor]()}
+        for name in list(weights):
+            part = name.partition(".")[0]
+            if part in parts:
+                parts[part][name] = weights.pop(name)
         model.network.load_state_dict(weights)
         model.network.eval()
+        if about["reject"]:
+            kept = {name: value.numpy() for name, value in parts["reject"].items()}
+            model.reject = Reject.from_json(about["reject"], kept)
+        if about["wide"]:
+            model.wide = Wide.from_parts(parts["wide"], about["wide"])
         return model
 
 
@@ -216,12 +287,12 @@ class Bundle:
         return [{"error": problem} if problem else next(given) for problem in problems]
 
     def _answers(self, texts: list[str], top: int, vectors: bool) -> Iterator[dict[str, Any]]:
-        said = self.model.answer(self.model.documents(texts))
+        said = self.model.answer(self.model.documents(texts), texts)
         places, distances = self._nearest(said.vectors)
         for row in range(len(texts)):
             answer: dict[str, Any] = {"label": None, "probability": None, "abstained": None}
             if said.probabilities is not None:
-                answer = self._label(said.probabilities[row], top)
+                answer = self._label(said, row, top)
             if self.clusters is not None:
                 answer["cluster_id"] = self.clusters.ids[places[row]]
                 answer["cluster_name"] = self.clusters.names[places[row]]
@@ -235,14 +306,15 @@ class Bundle:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         return nearest_centroids(vectors, self.clusters.centroids)
 
-    def _label(self, probabilities: np.ndarray, top: int) -> dict[str, Any]:
+    def _label(self, said: Answers, row: int, top: int) -> dict[str, Any]:
+        assert said.probabilities is not None
+        probabilities, choice = said.probabilities[row], said.choice[row]
         order = np.argsort(-probabilities, kind="stable")
-        best = float(probabilities[order[0]])
         labels = self.model.labels
         return {
-            "label": labels[order[0]],
-            "probability": round(best, 6),
-            "abstained": best < self.model.abstain_below,
+            "label": labels[choice],
+            "probability": round(float(probabilities[choice]), 6),
+            "abstained": bool(said.abstained[row]),
             "top": [
                 {"label": labels[one], "probability": round(float(probabilities[one]), 6)}
                 for one in order[: max(top, 0)]

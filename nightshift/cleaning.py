@@ -11,12 +11,14 @@ import html
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field
 
 from .config import Config
+from .errors import ConfigError
 
 NO_TEXT = "no_text"
 TOO_LONG = "too_long"
@@ -37,12 +39,24 @@ INLINE = re.compile(
 )
 TAG = re.compile(r"</?[a-z][^<>]*>", re.I)
 
+HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]")
+JAPANESE = 0.1
+"""From this many kana per Han character on, Han is Japanese and not to be converted."""
+
 
 class CleaningConfig(Config):
     """How a document's text is normalised before anything else looks at it."""
 
     unicode: Literal["NFC", "NFKC"] = "NFC"
     """Unicode form. NFKC also folds full-width letters, ligatures and the like."""
+    case: Literal["keep", "lower"] = "keep"
+    """lower: every letter becomes small, so that texts that differ in case alone are duplicates."""
+    width: Literal["keep", "half", "full"] = "keep"
+    """half: full-width ASCII and katakana become half-width; full: ASCII becomes full-width; both
+    after the Unicode form, which may be either."""
+    chinese: Literal["keep", "simplified", "traditional"] = "keep"
+    """Write Chinese in one script, by the words of OpenCC; Japanese stays as it is."""
     html: bool = False
     """Read the text as HTML: tags go (`<br>` leaves a space, `<b>` nothing), entities become
     characters, scripts and comments vanish."""
@@ -57,12 +71,14 @@ def clean(text: str, config: CleaningConfig) -> str:
     """
     if config.html:
         text = _as_shown(text)
-    if text.isascii() and text.isprintable():
-        return text.strip()  # nothing below could change it
+    if text.isascii() and text.isprintable() and config.width != "full":
+        # Nothing else below could change it.
+        return (text.lower() if config.case == "lower" else text).strip()
     text = LINE_ENDS.sub("\n", text)
     text = SURROGATES.sub("\ufffd", DROPPED.sub("", text))
     # After dropping: a control character between a letter and its accent would keep them apart.
-    return unicodedata.normalize(config.unicode, text).strip()
+    text = unicodedata.normalize(config.unicode, text)
+    return _folded(text, config).strip()
 
 
 def reject_reason(cleaned: str, config: CleaningConfig) -> str | None:
@@ -84,6 +100,78 @@ def _as_shown(text: str) -> str:
     return html.unescape(text).replace("\xa0", " ") if "&" in text else text
 
 
+# --- case, width, script --------------------------------------------------------------------
+
+# The ideographic space is the space's full-width form.
+TO_FULL = {ascii_code: ascii_code + 0xFEE0 for ascii_code in range(0x21, 0x7F)} | {0x20: 0x3000}
+
+
+@cache
+def _to_half() -> dict[int, str]:
+    """Full-width ASCII and katakana -> half-width; a voiced kana becomes two characters."""
+    half = {full: chr(ascii_code) for ascii_code, full in TO_FULL.items()}
+    for code in range(0xFF65, 0xFF9E):
+        if "KATAKANA" in unicodedata.name(chr(code)):
+            half[ord(unicodedata.normalize("NFKC", chr(code)))] = chr(code)
+    marks = {"\u3099": "\uff9e", "\u309a": "\uff9f"}
+    for code in range(0x30A1, 0x30FB):
+        base, *mark = unicodedata.normalize("NFD", chr(code))
+        if mark and ord(base) in half:
+            half[code] = half[ord(base)] + marks[mark[0]]
+    return half
+
+
+def _folded(text: str, config: CleaningConfig) -> str:
+    """Case, then width, then script."""
+    # A letter may now compose with the mark behind it: T and a diaeresis only once small, a
+    # full-width equals sign and a stroke only once half. NFC even after NFKC, which would fold the
+    # widths just chosen.
+    if config.case == "lower":
+        text = unicodedata.normalize("NFC", text.lower())
+    if config.width != "keep":
+        table = _to_half() if config.width == "half" else TO_FULL
+        text = unicodedata.normalize("NFC", text.translate(table))
+    if config.chinese != "keep" and HAN.search(text) and not _is_japanese(text):
+        text = _in_script(text, config.chinese)
+    return text
+
+
+def _is_japanese(text: str) -> bool:
+    return len(KANA.findall(text)) >= JAPANESE * len(HAN.findall(text))
+
+
+# Converting to traditional twice is not converting once: the words by which OpenCC tells 于 the
+# surname from 於 are written in simplified characters. A text that its own simplified form leads
+# back to is therefore left alone. Measured on 53,590 headlines: the same as one pass on each, and
+# a second cleaning changes none, where a second plain pass changed 431.
+PASSES = 8
+
+
+def _in_script(text: str, script: Literal["simplified", "traditional"]) -> str:
+    simplified, traditional = _converters()
+    wanted = simplified if script == "simplified" else traditional
+    for _ in range(PASSES):  # on everything tried, two are enough
+        if script == "traditional" and traditional(simplified(text)) == text:
+            break
+        before, text = text, wanted(text)
+        if text == before:
+            break
+    return text
+
+
+@cache
+def _converters() -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """To simplified and to traditional Chinese; loads in 0.1 s."""
+    try:
+        from opencc import OpenCC
+    except ImportError as error:
+        raise ConfigError(
+            "cleaning.chinese: found no opencc, by which Chinese is converted. Install it with "
+            "`pip install opencc==1.4.2`, or write `chinese: keep`."
+        ) from error
+    return OpenCC("t2s").convert, OpenCC("s2t").convert
+
+
 # --- language -------------------------------------------------------------------------------
 
 # Measured on imdb's long reviews (2 cores, py3langid 0.4), by how much of each is looked at:
@@ -101,11 +189,10 @@ SURE = 0.9
 SMOOTHING = 10
 
 LETTER = re.compile(r"[^\W\d_]")
-HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 # Scripts that one language owns. The detector is not asked here: it takes a quarter of Chinese
 # headlines for Wu, and these are certain at a hundredth of its cost.
 OWN_SCRIPTS = {
-    "ja": re.compile("[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]"),
+    "ja": KANA,
     "ko": re.compile("[\u1100-\u11ff\uac00-\ud7a3]"),
     "th": re.compile("[\u0e01-\u0e4e]"),
 }

@@ -70,7 +70,7 @@ def labelled_sides(lake: Lake) -> dict[str, Labelled]:
     }
 
 
-def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str], max_tokens: int) -> Documents:
+def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str]) -> Documents:
     """Token ids of the given documents, in the given order.
 
     Raises: AccountError unless there are tokens of every one.
@@ -90,7 +90,7 @@ def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str], max_tokens: in
         )
     order = np.argsort(np.array(places, np.int64))
     chunks = pa.chunked_array(pieces, pa.list_(pa.int32()))
-    return Documents.from_arrow(chunks, max_tokens).take(order)
+    return Documents.from_arrow(chunks).take(order)
 
 
 def texts_of(lake: Lake, doc_ids: Iterable[str]) -> dict[str, str]:

@@ -3,38 +3,81 @@
 Padding never reaches a state: the forward direction reads padding only after a document's end,
 the backward direction reads each document reversed by its own length, pooling is masked. A
 document therefore gets the same answer whatever shares its batch.
+
+A document longer than `chunk_tokens` is read in chunks: the forward direction carries its state
+on, the gradient stops between chunks (truncated back-propagation, Williams & Peng 1990), and the
+pooling runs over all of them. In training a chunk is computed a second time on the way back, so
+that memory holds the states of one chunk, however long the document.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from .cells import Shorten, inside, make_layer
 from .recipe import ModelConfig
 from .tokenizer import PADDING, UNKNOWN
 
-CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+NOWHERE = -1e30
+"""Attention outside a document: nothing, yet a number, so that an empty chunk stays one too."""
+
+RECURRENT = ("lstm", "gru", "rnn", "mingru", "minlstm")
+
+Mix = tuple[Tensor, Tensor]
+"""The row each row is mixed with, int64 (batch,), and its own share of the mixture (batch,)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Documents read: pooled (batch, width); mean squared states, and their change by step."""
+
+    pooled: Tensor
+    activation: Tensor
+    temporal: Tensor
 
 
 class Network(nn.Module):
-    """Embedding, optional strided convolution, recurrent layers, pooling, projection, head.
+    """Embedding, optional strided convolution, encoder layers, pooling, projection, head.
 
-    Args: a resolved config (no `auto`), entries of the vocabulary, number of classes.
+    Args: a resolved config (no `auto`), entries of the vocabulary, number of classes; for an
+    encoder of Hugging Face the layers themselves.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, classes: int):
+    def __init__(
+        self, config: ModelConfig, vocabulary: int, classes: int, pretrained: Any | None = None
+    ):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(vocabulary, config.embedding, padding_idx=PADDING)
-        self.shorten = Shorten(config.embedding, int(config.stride)) if config.stride != 1 else None
-        directions = 2 if config.bidirectional else 1
-        width = directions * config.hidden
-        self.layers = nn.ModuleList(
-            Recurrent(config.encoder, config.embedding if layer == 0 else width, config.hidden,
-                      config.bidirectional)
-            for layer in range(config.layers)
-        )  # fmt: skip
+        self.pretrained = pretrained
+        if pretrained is None:
+            self.embedding = nn.Embedding(vocabulary, config.embedding, padding_idx=PADDING)
+            nn.init.normal_(self.embedding.weight, std=0.1)
+            with torch.no_grad():
+                self.embedding.weight[PADDING].zero_()
+            self.embedding.weight.requires_grad_(not config.freeze_embeddings)
+        elif config.freeze_embeddings:
+            pretrained.freeze_embeddings()
+        stride = int(config.stride) if pretrained is None else 1
+        self.shorten = Shorten(config.embedding, stride) if stride != 1 else None
+        self.layers, width = nn.ModuleList(), config.embedding
+        self.widths: list[int] = []
+        for _ in range(config.layers if pretrained is None else 0):
+            layer = make_layer(config, width)
+            self.layers.append(layer)
+            width = layer.width
+            self.widths.append(width)
+        width = width if pretrained is None else pretrained.width
+        # A pre-norm Transformer, and a sum of residual blocks, grow with every block.
+        self.norm = nn.LayerNorm(width) if config.encoder in ("transformer", "tdnn") else None
+        # Of two directions, the first half of a state has read forwards, the second backwards.
+        self.directions = 2 if config.bidirectional and config.encoder in RECURRENT else 1
+        self.forward_width = width // self.directions
         self.attention: nn.Module | None = (
             nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1, bias=False))
             if "attention" in config.pooling
@@ -43,123 +86,185 @@ class Network(nn.Module):
         self.projection = nn.Linear(width * len(config.pooling), config.vector)
         self.head = nn.Linear(config.vector, classes)
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.normal_(self.embedding.weight, std=0.1)
-        with torch.no_grad():
-            self.embedding.weight[PADDING].zero_()
+        chunk = config.chunk_tokens
+        if pretrained is not None:
+            # It has no positions beyond these; what is longer is read as texts of their own.
+            chunk = min(chunk, pretrained.room)
+        self.chunk = max(1, chunk // stride) * stride
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, lengths: Tensor, mix: Mix | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify padded documents.
 
         Args: ids int64 (batch, time), padded on the right; lengths int64 (batch,), at least 1.
         Returns: scores (batch, classes) before softmax, document vectors (batch, vector).
         """
+        return self.classify(self.read(ids, lengths, mix).pooled)
+
+    def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """What `read` pooled -> scores (batch, classes), document vectors (batch, vector)."""
+        vectors = self.projection(self.dropout(pooled))
+        return self.head(self.dropout(F.gelu(vectors))), vectors
+
+    def read(self, ids: Tensor, lengths: Tensor, mix: Mix | None = None) -> Reading:
+        """Read documents chunk by chunk; with `mix`, mixtures of two embedded documents."""
+        if mix is not None:
+            lengths = torch.maximum(lengths, lengths[mix[0]])
+        carried: list[Any] = [None] * len(self.layers)
+        found: dict[str, Tensor] = {}
+        for start in range(0, ids.shape[1], self.chunk):
+            part = ids[:, start : start + self.chunk]
+            left = (lengths - start).clamp(0, part.shape[1])
+            again = self.training and ids.shape[1] > self.chunk
+            run = self._chunk_again if again else self._chunk
+            more, carried = run(part, left, lengths - start, mix, carried)
+            found = _merged(found, more) if found else more
+        pooled = [self._pooled(way, found) for way in self.config.pooling]
+        steps = found["steps"].sum().clamp(min=1)
+        return Reading(
+            torch.cat(pooled, dim=1), found["activation"] / steps, found["temporal"] / steps
+        )
+
+    def states(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        carried: list[Any],
+        mix: Mix | None = None,
+        depth: int | None = None,
+    ) -> tuple[Tensor, Tensor, list[Any]]:
+        """States (batch, steps, width) of one chunk, its lengths in steps, what is carried on.
+
+        With `depth`, those of that layer, from 1.
+        """
+        if self.pretrained is not None:
+            return self.pretrained(ids, lengths), lengths, carried
+        states = self._embedded(ids)
+        if mix is not None:
+            other, share = mix
+            share = share[:, None, None].to(states.dtype)
+            states = share * states + (1 - share) * states[other]
+        states = self.dropout(states)
+        if self.shorten is not None:
+            states, lengths = self.shorten(states, lengths)
+        after: list[Any] = []
+        for index, layer in enumerate(self.layers[:depth]):
+            states = self._same_dropped(self.dropout(states) if index else states)
+            states, state = layer(states, lengths, carried[index])
+            after.append(state)
+        if self.norm is not None:
+            states = self.norm(states)
+        return self._same_dropped(states), lengths, after
+
+    def _embedded(self, ids: Tensor) -> Tensor:
         if self.training and self.config.word_dropout:
             dropped = torch.rand(ids.shape, device=ids.device) < self.config.word_dropout
             ids = ids.masked_fill(dropped & (ids != PADDING), UNKNOWN)
-        states = self.dropout(self.embedding(ids))
-        if self.shorten is not None:
-            states, lengths = self.shorten(states, lengths)
-        for index, layer in enumerate(self.layers):
-            states = layer(self.dropout(states) if index else states, lengths)
-        vectors = self.projection(self.dropout(self._pool(states, lengths)))
-        return self.head(self.dropout(F.gelu(vectors))), vectors
+        return self.embedding(ids)
 
-    def _pool(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, time, width) -> (batch, width x poolings), over the steps inside a document."""
-        inside, attention = _inside(states, lengths), self.attention
-        pooled: list[Tensor] = []
-        for way in self.config.pooling:
-            if way == "mean":
-                total = states.masked_fill(~inside, 0).sum(1)
-                pooled.append(total / lengths[:, None].to(states.dtype))
-            elif way == "max":
-                pooled.append(states.masked_fill(~inside, float("-inf")).amax(1))
-            elif way == "last":
-                pooled.append(self._last(states, lengths))
-            elif attention is not None:
-                scores = attention(states).masked_fill(~inside, float("-inf"))
-                pooled.append((scores.softmax(1) * states).sum(1))
-        return torch.cat(pooled, dim=1)
+    def _same_dropped(self, states: Tensor) -> Tensor:
+        """Drop the same values at every step of a document."""
+        share = self.config.state_dropout
+        if not (self.training and share):
+            return states
+        mask = torch.rand(len(states), 1, states.shape[2], device=states.device) >= share
+        return states * mask.to(states.dtype) / (1 - share)
 
-    def _last(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """The state each direction ends in: at the last step forwards, at the first backwards."""
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        if not self.config.bidirectional:
-            return last
-        hidden = self.config.hidden
-        return torch.cat([last[:, :hidden], states[:, 0, hidden:]], dim=1)
+    def _chunk(
+        self, ids: Tensor, lengths: Tensor, remaining: Tensor, mix: Mix | None, carried: list[Any]
+    ) -> tuple[dict[str, Tensor], list[Any]]:
+        """What one chunk adds to the pooling; `remaining` counts from its start, unclamped."""
+        states, steps, carried = self.states(ids, lengths, carried, mix)
+        here = inside(states, steps)
+        plain = states.masked_fill(~here, 0)
+        found = {"steps": steps, "sum": plain.sum(1), "activation": plain.square().mean(2).sum()}
+        change = (plain[:, 1:] - plain[:, :-1]) * here[:, 1:]
+        found["temporal"] = change.square().mean(2).sum()
+        if "max" in self.config.pooling:
+            found["max"] = states.masked_fill(~here, float("-inf")).amax(1)
+        if "last" in self.config.pooling:
+            found |= self._ends(states, steps, (remaining == lengths) & (lengths > 0))
+        if self.attention is not None:
+            weights = self.attention(states).float().masked_fill(~here, NOWHERE)
+            top = weights.amax(1)
+            shares = (weights - top[:, None]).exp()
+            found |= {"top": top, "mass": shares.sum(1), "attended": (shares * states).sum(1)}
+        return found, [_detached(one) for one in carried]
 
+    def _chunk_again(self, ids: Tensor, *given: Any) -> tuple[dict[str, Tensor], list[Any]]:
+        """`_chunk`, of which nothing but the result is kept until the way back."""
+        names: list[str] = []
+        after: list[Any] = []
 
-class Recurrent(nn.Module):
-    """One recurrent layer in one or both directions; states come back in reading order."""
+        def run(_: Tensor) -> tuple[Tensor, ...]:
+            found, after[:] = self._chunk(ids, *given)
+            names[:] = found
+            return tuple(found.values())
 
-    def __init__(self, cell: str, inputs: int, hidden: int, bidirectional: bool):
-        super().__init__()
-        self.forwards = _cell(cell, inputs, hidden)
-        self.backwards = _cell(cell, inputs, hidden) if bidirectional else None
+        # Reentrant, for the other kind keeps a node for every step of a CPU's recurrence. It runs
+        # backwards only if an argument wants a gradient, and looks there for the device.
+        spark = torch.zeros((), device=ids.device, requires_grad=True)
+        values = checkpoint(run, spark, use_reentrant=True)
+        assert isinstance(values, tuple)
+        return dict(zip(names, values, strict=True)), after
 
-    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, time, inputs) -> (batch, time, hidden x directions)."""
-        ahead = self.forwards(inputs)[0]
-        if self.backwards is None:
-            return ahead
-        order = reversed_steps(lengths, inputs.shape[1])
-        behind = self.backwards(_reorder(inputs, order))[0]
-        return torch.cat([ahead, _reorder(behind, order)], dim=2)
+    def _ends(self, states: Tensor, steps: Tensor, ended: Tensor) -> dict[str, Tensor]:
+        """The forward state where a document ends, and the backward one of its first chunk."""
+        rows = torch.arange(len(states), device=states.device)
+        last = states[rows, (steps - 1).clamp(min=0)][:, : self.forward_width]
+        return {
+            "last": last * ended[:, None].to(last.dtype),
+            "first": states[:, 0, self.forward_width :],
+        }
 
-
-class Shorten(nn.Module):
-    """Fold `stride` steps into one: a convolution over three tokens, then the largest of each."""
-
-    def __init__(self, width: int, stride: int):
-        super().__init__()
-        self.stride = stride
-        self.convolution = nn.Conv1d(width, width, kernel_size=3, padding=1)
-
-    def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, time, width), (batch,) -> (batch, ceil(time / stride), width), new lengths."""
-        inside = _inside(states, lengths)
-        mixed = self.convolution(states.masked_fill(~inside, 0).transpose(1, 2)).transpose(1, 2)
-        mixed = mixed.masked_fill(~inside, float("-inf"))
-        short = -(-states.shape[1] // self.stride)
-        mixed = F.pad(mixed, (0, 0, 0, short * self.stride - states.shape[1]), value=float("-inf"))
-        folded = mixed.reshape(len(mixed), short, self.stride, -1).amax(2)
-        lengths = -(-lengths // self.stride)
-        # Steps wholly outside a document are minus infinity by now; the recurrence must not see it.
-        return folded.masked_fill(~_inside(folded, lengths), 0).relu(), lengths
+    def _pooled(self, way: str, found: dict[str, Tensor]) -> Tensor:
+        if way == "mean":
+            return found["sum"] / found["steps"][:, None].clamp(min=1).to(found["sum"].dtype)
+        if way == "max":
+            return found["max"]
+        if way == "last":
+            return torch.cat([found["last"], found["first"]], dim=1)
+        return (found["attended"] / found["mass"]).to(found["sum"].dtype)
 
 
-def reversed_steps(lengths: Tensor, time: int) -> Tensor:
-    """For each document, its own steps backwards and then its padding where it was.
+def _merged(one: dict[str, Tensor], two: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pooling over two stretches from the pooling over each."""
+    added = ("steps", "sum", "activation", "temporal", "last")
+    found = {name: one[name] + two[name] for name in added if name in one}
+    if "max" in one:
+        found["max"] = torch.maximum(one["max"], two["max"])
+    if "first" in one:
+        found["first"] = one["first"]
+    if "top" in one:
+        # A softmax over both: each sum is brought to the larger of the two greatest weights.
+        found["top"] = torch.maximum(one["top"], two["top"])
+        scales = [(part["top"] - found["top"]).exp() for part in (one, two)]
+        for name in ("mass", "attended"):
+            found[name] = one[name] * scales[0] + two[name] * scales[1]
+    return found
 
-    Lengths int64 (batch,) -> positions int64 (batch, time); its own inverse.
+
+def _detached(state: Any) -> Any:
+    if isinstance(state, tuple):
+        return tuple(_detached(one) for one in state)
+    return None if state is None else state.detach()
+
+
+def grow_head(network: Network, known: list[str], wanted: list[str]) -> None:
+    """Give the head the classes `wanted`; those of `known` keep their weights, others start small.
+
+    Args: names of the head's classes in their order, and of the classes it shall have.
     """
-    steps = torch.arange(time, device=lengths.device)[None, :]
-    return torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
-
-
-def _reorder(states: Tensor, order: Tensor) -> Tensor:
-    return states.gather(1, order[:, :, None].expand_as(states))
-
-
-def _inside(states: Tensor, lengths: Tensor) -> Tensor:
-    """True where a step belongs to its document, (batch, time, 1)."""
-    steps = torch.arange(states.shape[1], device=lengths.device)
-    return (steps[None, :] < lengths[:, None])[:, :, None]
-
-
-def _cell(kind: str, inputs: int, hidden: int) -> nn.RNNBase:
-    """A cell; orthogonal recurrent weights (Saxe et al. 2014), forget bias 1 (Gers et al. 2000)."""
-    cell = CELLS[kind](inputs, hidden, batch_first=True)
-    for name, weight in cell.named_parameters():
-        if name.startswith("weight_hh"):
-            for block in weight.data.split(hidden):
-                nn.init.orthogonal_(block)
-        elif name.startswith("weight_ih"):
-            for block in weight.data.split(hidden):
-                nn.init.xavier_uniform_(block)
-        else:
-            nn.init.zeros_(weight.data)
-            if kind == "lstm" and name.startswith("bias_ih"):
-                weight.data[hidden : 2 * hidden] = 1.0  # input, forget, cell, output
-    return cell
+    place = {name: index for index, name in enumerate(known)}
+    old = network.head
+    new = nn.Linear(old.in_features, len(wanted)).to(old.weight.device)
+    with torch.no_grad():
+        # A new class must not shout down the old ones before it has learned anything.
+        new.weight.mul_(0.1)
+        new.bias.fill_(float(old.bias.min()))
+        for index, name in enumerate(wanted):
+            if name in place:
+                new.weight[index] = old.weight[place[name]]
+                new.bias[index] = old.bias[place[name]]
+    network.head = new

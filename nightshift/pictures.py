@@ -1,20 +1,25 @@
 """The report's pictures: SVG written as text, so that a page needs no script and no image file.
 
 Each picture also stands alone as a file: it brings its own fonts, ground and dark colours. Every
-text in it passes through `said`, which leaves nothing that XML or HTML could read as markup.
+text in it passes through `said`, which leaves nothing that XML or HTML could read as markup. The
+one exception, a tuning's picture, is a PNG: it stands on no page.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FONTS = (
     'system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Helvetica Neue",Arial,'
@@ -64,6 +69,16 @@ class Point:
     cluster_id: str
     label: str | None
     text: str
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One trial of a tuning: its score, of its last epoch where it was pruned, and its values."""
+
+    number: int
+    score: float
+    pruned: bool
+    values: Mapping[str, Any]
 
 
 def clean(text: str) -> str:
@@ -372,3 +387,99 @@ def lay_out(vectors: np.ndarray, seed: int = 1) -> np.ndarray:
     # On one thread: several, on a busy machine, waited for one another and took ten times longer.
     with threadpool_limits(1):
         return mapper.fit_transform(rows).astype(np.float32)
+
+
+def search_picture(
+    trials: Sequence[Tried], metric: str, logs: Collection[str], title: str
+) -> bytes:
+    """A tuning as PNG: the score of every trial with the best so far; then value against score.
+
+    Pruned trials are hollow and grey; those below the picture's ground lie on it, and above its top
+    under it.
+
+    Args: trials by number, at least one of them finished; the metric's name (`log_loss` is better
+    when lower); keys whose axis is logarithmic.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    keys = list(trials[0].values)
+    columns, rows = min(4, max(2, len(keys))), -(-len(keys) // 4)
+    figure = Figure(figsize=(11, 3.4 + 2.5 * rows), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.4, *[1.0] * rows])
+    figure.suptitle(cut(title, 110), fontsize=12, x=0.01, ha="left")
+    low, high = _score_span(trials)
+    shown = [(one, min(max(one.score, low), high)) for one in trials]
+    whole = figure.add_subplot(grid[0, :])
+    for one, score in shown:
+        _mark(whole, one.number, score, one.pruned)
+    _best_so_far(whole, trials, metric)
+    whole.set(xlabel="trial", ylabel=metric.replace("_", "-"), ylim=_with_margin(low, high))
+    whole.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for index, key in enumerate(keys):
+        axes = figure.add_subplot(grid[1 + index // columns, index % columns])
+        _value_panel(axes, shown, key, key in logs)
+        axes.set(title=key, ylim=_with_margin(low, high))
+        axes.tick_params(labelleft=index % columns == 0)
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _score_span(trials: Sequence[Tried]) -> tuple[float, float]:
+    # A trial pruned at once may lie far off, and would squeeze all that matters into a line.
+    scores = [one.score for one in trials if not one.pruned] or [one.score for one in trials]
+    low, high = min(scores), max(scores)
+    return (low, high) if high > low else (low - 0.01, high + 0.01)
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    return low - 0.08 * (high - low), high + 0.08 * (high - low)
+
+
+def _mark(axes: Axes, x: float, score: float, pruned: bool) -> None:
+    face, edge = ("none", GREY) if pruned else (PALETTE[0], "white")
+    axes.plot([x], [score], "o", markersize=6, color=face, markeredgecolor=edge, zorder=3)
+
+
+def _best_so_far(axes: Axes, trials: Sequence[Tried], metric: str) -> None:
+    finished = [one for one in trials if not one.pruned]
+    better = np.minimum if metric == "log_loss" else np.maximum
+    best = better.accumulate([one.score for one in finished])
+    numbers = [one.number for one in finished]
+    axes.step(numbers, best, where="post", color=PALETTE[4], label="best so far")
+    axes.plot([], [], "o", color=PALETTE[0], label="finished")
+    axes.plot([], [], "o", color="none", markeredgecolor=GREY, label="pruned")
+    # Above the ground, where no trial can lie.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9, ncols=3)
+
+
+def _value_panel(
+    axes: Axes, shown: Sequence[tuple[Tried, float]], key: str, logarithmic: bool
+) -> None:
+    values = [one.values[key] for one, _ in shown]
+    names = None
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+        names = sorted({str(one) for one in values})
+        values = [names.index(str(one)) for one in values]
+    elif len(set(values)) <= 4 and 2 * len(set(values)) <= len(values):
+        # Few numbers that return are told apart as names are: 64, 128, 256 at equal distances.
+        numbers = sorted(set(values))
+        names = [f"{one:g}" for one in numbers]
+        values = [numbers.index(one) for one in values]
+    for (one, score), value in zip(shown, values, strict=True):
+        _mark(axes, value, score, one.pruned)
+    if names is not None:
+        axes.set_xticks(range(len(names)), [cut(name, 14) for name in names])
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    elif logarithmic:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        axes.set_xscale("log")
+        # Left alone, several powers of ten are written over one another.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())

@@ -13,7 +13,7 @@ from .cleaning import CleaningConfig
 from .clustering import ClusterConfig
 from .config import Config, build, expand_variables, merge, nearest, read_yaml
 from .errors import ConfigError
-from .recipe import ModelConfig, TrainConfig
+from .recipe import AnswerConfig, ModelConfig, PretrainConfig, TrainConfig, TuneConfig, WideConfig
 from .reports import ReportConfig
 from .scoring import PromotionConfig
 from .sources import SourceConfig
@@ -39,14 +39,22 @@ class Pipeline(Config):
     """What a token is."""
     model: ModelConfig = ModelConfig()
     """The recurrent network."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """What it learns from text alone."""
     train: TrainConfig = TrainConfig()
     """When a challenger is trained, and how."""
+    wide: WideConfig = WideConfig()
+    """The linear model beside it."""
+    answers: AnswerConfig = AnswerConfig()
+    """When nothing should be said, and which mistakes cost more."""
     promotion: PromotionConfig = PromotionConfig()
     """When it replaces the champion."""
     clusters: ClusterConfig = ClusterConfig()
     """How documents are grouped."""
     report: ReportConfig = ReportConfig()
     """What the morning's page shows."""
+    tune: TuneConfig = TuneConfig()
+    """How `nightshift tune` looks for a better recipe."""
     when_busy: Literal["wait", "leave"] = "wait"
     """What a second night of this pipeline does while one runs."""
     webhook: SecretStr | None = None
@@ -143,7 +151,16 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
 
     def source(one: Pipeline) -> Pipeline:
         paths = [at(path) for path in one.source.paths]
-        return one.model_copy(update={"source": one.source.model_copy(update={"paths": paths})})
+        model = one.model
+        if model.embeddings not in ("learned", "corpus"):
+            model = model.model_copy(update={"embeddings": at(model.embeddings)})
+        _, _, place = model.encoder.partition("huggingface:")
+        # A name of the hub looks like a folder; it is one where there is one.
+        if place and (place.startswith(".") or (folder / place).is_dir()):
+            model = model.model_copy(update={"encoder": f"huggingface:{folder / place}"})
+        return one.model_copy(
+            update={"source": one.source.model_copy(update={"paths": paths}), "model": model}
+        )
 
     mlflow = settings.mlflow
     file = re.fullmatch(r"sqlite:///(?!/)(.+)", mlflow)
@@ -167,8 +184,8 @@ def masked(uri: str) -> str:
 
 
 def config_digest(pipeline: Pipeline) -> str:
-    """Digest of everything declared about a pipeline but its secrets."""
-    return digest_of(pipeline.model_dump(mode="json", exclude={"webhook"}))
+    """Digest of everything declared about a pipeline's nights but its secrets."""
+    return digest_of(pipeline.model_dump(mode="json", exclude={"webhook", "tune"}))
 
 
 def json_schema() -> dict[str, Any]:

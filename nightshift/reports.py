@@ -250,22 +250,24 @@ def against_yesterday(report: NightReport) -> str:
 
 
 def against_linear(report: NightReport) -> str:
-    """Whether the network is worth its cost beside TF-IDF and a linear model, in a sentence."""
+    """What the network adds to TF-IDF and a linear model, in a sentence or two."""
     if report.measured is None:
         return ""
     lead = _linear_lead(report)
     if lead is None:
         return "No linear baseline was measured tonight."
-    network, linear = report.measured.accuracy, _number(report.baseline, "accuracy")
+    whole, linear = report.measured.accuracy, _number(report.baseline, "accuracy")
+    alone = report.measured.more.get("network_accuracy")
+    network = f" The network alone: {share(alone)}." if alone is not None else ""
     if abs(lead) < 0.0005:
-        return f"A linear model on TF-IDF does as well as the network: both {share(network)}."
+        return f"A linear model on TF-IDF alone does as well: both {share(whole)}.{network}"
     if lead < 0:
-        both = f"{share(network)} against {share(linear)}"
-        return f"The network is {_points(lead)} ahead of a linear model on TF-IDF: {both}."
-    both = f"{share(linear)} against {share(network)}"
+        both = f"{share(whole)} against {share(linear)}"
+        return f"The model is {_points(lead)} ahead of a linear one on TF-IDF: {both}.{network}"
+    both = f"{share(linear)} against {share(whole)}"
     return (
-        f"A linear model on TF-IDF, trained on the same rows, is {_points(lead)} better than the "
-        f"network: {both}. On this text, the network does not yet earn its cost."
+        f"A linear model on TF-IDF, trained on the same rows, is {_points(lead)} better: {both}. "
+        f"On this text, the network does not earn its cost.{network}"
     )
 
 
@@ -498,7 +500,7 @@ def _accuracy_change(report: NightReport) -> float | None:
 
 
 def _linear_lead(report: NightReport) -> float | None:
-    """By how much the linear baseline's accuracy is above the network's."""
+    """By how much the linear baseline's accuracy is above the model's."""
     linear = _number(report.baseline, "accuracy")
     return None if linear is None or not report.measured else linear - report.measured.accuracy
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -36,27 +36,35 @@ class Scores:
     labels: list[str]
     per_class: list[dict[str, Any]]
     confusion: list[list[int]]
+    more: dict[str, float] = field(default_factory=dict)
+    """What else was measured, such as each path alone."""
 
     def figures(self) -> dict[str, float]:
         """The single numbers, without the tables."""
         return {
             name: getattr(self, name)
             for name in ("rows", "accuracy", "macro_f1", "log_loss", "calibration_error")
-        }
+        } | self.more
 
     def as_json(self) -> dict[str, Any]:
         """A plain mapping."""
         return asdict(self)
 
 
-def score(truth: list[str], probabilities: np.ndarray, classes: list[str]) -> Scores:
-    """Score class probabilities against labels.
+def score(
+    truth: list[str],
+    probabilities: np.ndarray,
+    classes: list[str],
+    answers: list[str] | None = None,
+) -> Scores:
+    """Score class probabilities against labels; the answers are the likeliest classes, or given.
 
     A label the model does not know counts as wrong, at the smallest probability (1e-6).
 
     Args: labels (rows,), probabilities float32 (rows, classes), the classes' names in order.
     """
-    answers = [classes[one] for one in probabilities.argmax(1)]
+    if answers is None:
+        answers = [classes[one] for one in probabilities.argmax(1)]
     known = {name: index for index, name in enumerate(classes)}
     columns = np.array([known.get(label, -1) for label in truth])
     of_truth = np.where(

@@ -1,11 +1,13 @@
 """Text -> token ids: learn once per pipeline, encode in parallel, save as one JSON file.
 
 Units: `bpe`, subwords by byte-pair encoding (Sennrich et al. 2016), in every language; `word`,
-with jieba for Chinese; `character`. The file is a Hugging Face tokenizer, readable by others.
+with jieba for Chinese; `character`; and `pretrained`, the tokenizer that came with a pretrained
+encoder. The file is a Hugging Face tokenizer, readable by others.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -37,15 +39,17 @@ class TokenizerConfig(Config):
     """What a token is."""
 
     unit: Literal["bpe", "word", "character"] = "bpe"
-    """Subwords, words (jieba for Chinese) or characters."""
+    """Subwords, words (jieba for Chinese) or characters. A pretrained encoder has a tokenizer of
+    its own, which is used whatever stands here."""
     vocabulary: int = Field(default=8000, ge=16, le=1_000_000)
     """Most entries the tokenizer may have."""
     lowercase: bool = True
     """Fold case before cutting."""
     min_count: int = Field(default=2, ge=1)
     """A word, or a merge of subwords, must be seen this often to become an entry."""
-    max_tokens: int = Field(default=2048, ge=8)
-    """Tokens kept of one document; `n_tokens` still tells its whole length."""
+    max_tokens: int = Field(default=200_000, ge=8)
+    """Tokens kept of one document, from its head; `n_tokens` still tells its whole length. The
+    network reads `model.max_tokens` of them."""
     learn_from: int = Field(default=200_000, ge=100)
     """Documents, from the first on, that the tokenizer is learned from."""
     unknown_warning: float = Field(default=0.02, ge=0, le=1)
@@ -72,7 +76,11 @@ def _jieba():
 
 
 class Tokenizer:
-    """A learned tokenizer. Ids: 0 pads, 1 is what the vocabulary does not know."""
+    """A learned tokenizer. Ids: 0 pads, 1 is what the vocabulary does not know.
+
+    Of a pretrained one: `order`, its own id of each of ours, and `around`, the ids, its own, of the
+    special tokens that its encoder expects before and after a text. Else empty.
+    """
 
     def __init__(self, serialized: str, unit: str):
         import tokenizers
@@ -83,7 +91,12 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self.size: int = self._tokenizer.get_vocab_size()
         self.digest = blake2b(f"{unit}\n{serialized}".encode(), digest_size=16).hexdigest()
-        if self._tokenizer.token_to_id(SPECIAL[1]) != UNKNOWN:
+        self.order: list[int] = []
+        self.around: tuple[list[int], list[int]] = ([], [])
+        self._places: dict[int, int] = {}
+        if unit == "pretrained":
+            self._adopt()
+        elif self._tokenizer.token_to_id(SPECIAL[1]) != UNKNOWN:
             raise BundleError(
                 f"tokenizer.json: found '{SPECIAL[1]}' at id "
                 f"{self._tokenizer.token_to_id(SPECIAL[1])}, expected {UNKNOWN}. This file was not "
@@ -138,11 +151,51 @@ class Tokenizer:
         encoded = self._tokenizer.encode_batch_fast(
             list(_prepared(texts, self.unit)), add_special_tokens=False
         )
+        places = self._places
+        if places:
+            return [[places.get(i, i) for i in one.ids] or [UNKNOWN] for one in encoded]
         return [one.ids or [UNKNOWN] for one in encoded]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The entries behind ids."""
+        if self.order:
+            ids = (self.order[one] for one in ids)
         return [self._tokenizer.id_to_token(one) or SPECIAL[UNKNOWN] for one in ids]
+
+    def _adopt(self) -> None:
+        """Give a pretrained tokenizer's padding and unknown the places they have here."""
+        base, model = self._tokenizer, json.loads(self.serialized)["model"]
+        unknown, padding = model.get("unk_id"), base.padding
+        if unknown is None:
+            unknown = base.token_to_id(model.get("unk_token") or "")
+        if unknown is None or padding is None:
+            raise BundleError(
+                "tokenizer.json: found no unknown token or no padding in a pretrained tokenizer, "
+                "expected both. This file was not written by Nightshift; train again to make a "
+                "new one."
+            )
+        base.no_padding()
+        # Ids may have gaps, and then there are fewer entries than ids.
+        self.size = max(base.get_vocab().values()) + 1
+        self.order = swapped(self.size, padding["pad_id"], unknown)
+        self._places = {own: place for place, own in enumerate(self.order) if own != place}
+        probe = base.encode("a")
+        first = probe.special_tokens_mask.index(0)
+        last = len(probe) - probe.special_tokens_mask[::-1].index(0)
+        self.around = (probe.ids[:first], probe.ids[last:])
+
+
+def swapped(size: int, padding: int, unknown: int) -> list[int]:
+    """0 to `size`, with `padding` and `unknown` at 0 and 1, and what stood there where they were.
+
+    >>> swapped(5, padding=3, unknown=0)
+    [3, 0, 2, 1, 4]
+    """
+    order = list(range(size))
+    for place, one in ((PADDING, padding), (UNKNOWN, unknown)):
+        there = order.index(one)
+        order[place], order[there] = order[there], order[place]
+    return order
 
 
 def _prepared(texts: Iterable[str], unit: str) -> Iterator[str]:

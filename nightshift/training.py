@@ -5,27 +5,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .batches import Documents, buckets
+from .augmentation import augment, neighbours
+from .batches import Documents, batches, buckets
+from .deciding import class_weights
 from .encoders import Network
 from .errors import TrainingError
+from .inference import Watch, forward, padded, pick_device, unwatched
+from .optimisation import Average, Schedule, groups_of, make_optimizer, range_test
 from .recipe import TrainConfig
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Starts allowed before a loss that is not finite, or a full memory, ends the training."""
-
-Watch = Callable[[Iterable[np.ndarray], int], Iterable[np.ndarray]]
-"""Wraps the batches of one pass, with their number, so that a caller can show progress."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Epoch:
     network: Network = field(repr=False)
     """The network as this epoch left it; after the last epoch, with the best weights."""
 
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.index} of {self.epochs}: loss {self.train_loss:.4f}, validation loss "
+            f"{self.validation_loss:.4f}, accuracy {self.validation_accuracy:.4f}"
+            f"{' (best)' if self.best else ''}"
+        )
+
     def figures(self) -> dict[str, float]:
         """What is worth a curve."""
         return {
@@ -57,27 +64,6 @@ class Epoch:
 
 class _NotFiniteError(Exception):
     pass
-
-
-def pick_device(wanted: str) -> torch.device:
-    """`auto` -> cuda, mps or cpu, the first that is there.
-
-    Raises: TrainingError when a device is asked for by name and missing.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return torch.device(next((name for name, yes in there.items() if yes), "cpu"))
-    if not there.get(wanted, True):
-        raise TrainingError(
-            f"train.device: found no {wanted} device, though pipelines.yaml asks for it. "
-            "Write `device: auto`, or run on a machine that has one."
-        )
-    return torch.device(wanted)
-
-
-def unwatched(batches: Iterable[np.ndarray], total: int) -> Iterable[np.ndarray]:
-    """Show no progress."""
-    return batches
 
 
 def fit(
@@ -99,11 +85,12 @@ def fit(
     device = pick_device(config.device)
     for attempt in range(1, ATTEMPTS + 1):
         try:
+            config = _with_rate(build, train, config, device)
             yield from _fit_once(build, train, validation, config, device, watch)
             return
         except _NotFiniteError:
             found = f"a loss that is not a finite number at learning rate {config.learning_rate:g}"
-            change = {"learning_rate": config.learning_rate / 4}
+            change = {"learning_rate": float(config.learning_rate) / 4}
         except (RuntimeError, MemoryError) as error:
             if not _memory_is_full(error):
                 raise
@@ -126,6 +113,35 @@ def _memory_is_full(error: Exception) -> bool:
     return by_kind or "can't allocate memory" in str(error)
 
 
+def refit(
+    build: Callable[[], Network],
+    documents: Documents,
+    config: TrainConfig,
+    passes: int,
+    watch: Watch = unwatched,
+) -> Network | None:
+    """Train as `fit` does, for the first `passes` of its epochs, without looking at validation.
+
+    Returns: the last weights; None where the loss left the numbers or the memory was full.
+    """
+    device = pick_device(config.device)
+    try:
+        config = _with_rate(build, documents, config, device)
+        torch.manual_seed(config.seed)
+        network = answering = build().to(device)
+        done = _passes(network, documents, config, device, watch)
+        for _, (loss, average, _) in zip(range(passes), done, strict=False):
+            if not math.isfinite(loss):
+                return None
+            answering = average
+    except (RuntimeError, MemoryError) as error:
+        if not _memory_is_full(error):
+            raise
+        return None
+    network.load_state_dict(_copy(answering))
+    return network
+
+
 def _fit_once(
     build: Callable[[], Network],
     train: Documents,
@@ -135,32 +151,20 @@ def _fit_once(
     watch: Watch,
 ) -> Iterator[Epoch]:
     torch.manual_seed(config.seed)
-    random = np.random.default_rng(config.seed)
     network = build().to(device)
-    epochs, batch_tokens = int(config.epochs), int(config.batch_tokens)
-    optimizer = torch.optim.AdamW(
-        _decayed(network, config.weight_decay), lr=config.learning_rate, fused=device.type == "cuda"
-    )
-    passes = [list(buckets(train.lengths, batch_tokens, random)) for _ in range(epochs)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, sum(map(len, passes)), pct_start=0.15
-    )
     best_loss, best_weights, since_best = math.inf, _copy(network), 0
-    for index, batches in enumerate(passes):
-        started = time.perf_counter()
-        losses = [
-            _step(network, train, rows, optimizer, schedule, config, device)
-            for rows in watch(batches, len(batches))
-        ]
-        # One look at the end of the pass: asking after every step would stop the device each time.
-        train_loss = float(torch.stack(losses).mean())
-        loss, accuracy = evaluate(network, validation, batch_tokens, device)
+    started, epochs = time.perf_counter(), int(config.epochs)
+    passes = _passes(network, train, config, device, watch)
+    for index, (train_loss, answering, schedule) in enumerate(passes):
+        loss, accuracy = evaluate(answering, validation, int(config.batch_tokens), device)
         if not (math.isfinite(train_loss) and math.isfinite(loss)):
             raise _NotFiniteError
+        rate = schedule.rate
+        schedule.epoch(loss)
         seconds = time.perf_counter() - started
         since_best = 0 if loss < best_loss else since_best + 1
         if since_best == 0:
-            best_loss, best_weights = loss, _copy(network)
+            best_loss, best_weights = loss, _copy(answering)
         stop = since_best >= config.patience or index + 1 == epochs
         if stop:
             network.load_state_dict(best_weights)
@@ -171,38 +175,146 @@ def _fit_once(
             validation_loss=loss,
             validation_accuracy=accuracy,
             best=since_best == 0,
-            learning_rate=float(schedule.get_last_lr()[0]),
+            learning_rate=rate,
             tokens_per_second=float(train.lengths.sum()) / seconds,
             seconds=seconds,
             network=network,
         )
         if stop:
             return
+        started = time.perf_counter()
+
+
+def _passes(
+    network: Network, train: Documents, config: TrainConfig, device: torch.device, watch: Watch
+) -> Iterator[tuple[float, Network, Schedule]]:
+    """Pass after pass: its mean loss, the network that answers after it, and the schedule."""
+    random = np.random.default_rng(config.seed)
+    loss_of = _Loss(network, train, config, device)
+    groups = groups_of(network, config, config.layer_decay)
+    optimizer = make_optimizer(groups, config.optimizer, float(config.learning_rate))
+    passes = [
+        _batches(network, train, int(config.batch_tokens), random)
+        for _ in range(int(config.epochs))
+    ]
+    steps = sum(map(len, passes))
+    schedule, average = (
+        Schedule(optimizer, config, steps),
+        Average(network, config.averaging, steps),
+    )
+    for parts in passes:
+        losses = []
+        for rows in watch(parts, len(parts)):
+            losses.append(_step(network, loss_of, rows, optimizer, config.clip))
+            schedule.step()
+            average.step(network)
+        # One look at the end of the pass: asking after every step would stop the device each time.
+        yield float(torch.stack(losses).mean()), average.of(network), schedule
+
+
+def _batches(
+    network: Network, documents: Documents, batch_tokens: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    cut = buckets if network.config.padding == "bucket" else batches
+    return list(cut(documents.lengths, batch_tokens, random))
+
+
+class _Loss:
+    """The loss of a batch: cross-entropy and whatever the recipe adds to it."""
+
+    def __init__(
+        self, network: Network, documents: Documents, config: TrainConfig, device: torch.device
+    ):
+        assert documents.labels is not None
+        self.network, self.documents, self.config, self.device = network, documents, config, device
+        self.labels = torch.from_numpy(documents.labels)
+        classes = network.head.out_features
+        self.weights = (
+            torch.from_numpy(class_weights(documents.labels, classes)).to(device)
+            if config.class_weights == "balanced"
+            else None
+        )
+        self.neighbours = (
+            neighbours(network.embedding.weight.detach()).to(device) if config.synonym else None
+        )
+
+    def __call__(self, rows: np.ndarray) -> torch.Tensor:
+        config, device = self.config, self.device
+        ids, lengths = padded(self.network, self.documents, rows)
+        ids, lengths, labels = ids.to(device), lengths.to(device), self.labels[rows].to(device)
+        if config.deletion or config.swap or config.synonym:
+            ids, lengths = augment(ids, lengths, config, self.neighbours, None)
+        mix = _mixture(len(rows), config.mixup, device) if config.mixup else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            reading = self.network.read(ids, lengths, mix)
+            scores = self.network.classify(reading.pooled)[0].float()
+        loss = self._cross_entropy(scores, labels)
+        if mix is not None:
+            other, share = mix
+            loss = share * loss + (1 - share) * self._cross_entropy(scores, labels[other])
+        total = loss.mean()
+        if config.confidence_penalty:
+            logs = scores.log_softmax(1)
+            total = total + config.confidence_penalty * (logs.exp() * logs).sum(1).mean()
+        if config.activation or config.temporal:
+            total = total + config.activation * reading.activation.float()
+            total = total + config.temporal * reading.temporal.float()
+        if config.l1:
+            weights = (w for w in self.network.parameters() if w.ndim >= 2 and w.requires_grad)
+            total = total + config.l1 * torch.stack([w.abs().sum() for w in weights]).sum()
+        return total
+
+    def _cross_entropy(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(
+            scores, labels, self.weights, reduction="none",
+            label_smoothing=self.config.label_smoothing,
+        )  # fmt: skip
+
+
+def _mixture(rows: int, alpha: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whom each row is mixed with, and its own share, at least half."""
+    share = torch.distributions.Beta(alpha, alpha).sample((rows,)).to(device)
+    return torch.randperm(rows, device=device), torch.maximum(share, 1 - share)
 
 
 def _step(
     network: Network,
-    documents: Documents,
+    loss_of: Callable[[np.ndarray], torch.Tensor],
     rows: np.ndarray,
     optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    config: TrainConfig,
-    device: torch.device,
+    clip: float,
 ) -> torch.Tensor:
     """One batch forwards and backwards; returns its mean loss, still on the device."""
-    assert documents.labels is not None
     network.train()
-    ids, lengths = documents.pad(rows)
-    labels = torch.from_numpy(documents.labels[rows]).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        scores, _ = network(ids.to(device), lengths.to(device))
-    loss = F.cross_entropy(scores.float(), labels, label_smoothing=config.label_smoothing)
+    loss = loss_of(rows)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+    nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimizer.step()
-    schedule.step()
     return loss.detach()
+
+
+def _with_rate(
+    build: Callable[[], Network], train: Documents, config: TrainConfig, device: torch.device
+) -> TrainConfig:
+    """The config with a learning rate; a range test finds it on a network of its own."""
+    if config.learning_rate != "range_test":
+        return config
+    torch.manual_seed(config.seed)
+    network = build().to(device)
+    loss_of = _Loss(network, train, config, device)
+    groups = groups_of(network, config.model_copy(update={"learning_rate": 1.0}), 1.0)
+    optimizer = make_optimizer(groups, config.optimizer, 1.0)
+
+    def step(rows: np.ndarray, rate: float) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        return float(_step(network, loss_of, rows, optimizer, config.clip))
+
+    random = np.random.default_rng(config.seed)
+    found = range_test(step, _batches(network, train, int(config.batch_tokens), random))
+    log.info("train     learning rate %.2g, from a range test", found)
+    return config.model_copy(update={"learning_rate": found})
 
 
 def evaluate(
@@ -214,47 +326,6 @@ def evaluate(
     labels = torch.from_numpy(documents.labels)
     loss = F.cross_entropy(torch.from_numpy(scores), labels)
     return float(loss), float((scores.argmax(1) == documents.labels).mean())
-
-
-@torch.inference_mode()
-def forward(
-    network: Network,
-    documents: Documents,
-    batch_tokens: int,
-    device: torch.device,
-    watch: Watch = unwatched,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores before softmax (documents, classes) and vectors (documents, width), both float32."""
-    network.eval()
-    scores = np.empty((len(documents), network.head.out_features), np.float32)
-    vectors = np.empty((len(documents), network.head.in_features), np.float32)
-    batches = list(buckets(documents.lengths, batch_tokens))
-    for rows in watch(batches, len(batches)):
-        ids, lengths = documents.pad(rows)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            one, two = network(ids.to(device), lengths.to(device))
-        scores[rows], vectors[rows] = one.float().cpu().numpy(), two.float().cpu().numpy()
-    return scores, vectors
-
-
-def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The divisor of the scores that makes validation's log loss least (Guo et al. 2017)."""
-    from scipy.optimize import minimize_scalar
-
-    given, wanted = torch.from_numpy(scores).double(), torch.from_numpy(labels)
-
-    def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(given / math.exp(log_temperature), wanted))
-
-    found: Any = minimize_scalar(loss, bounds=(-2.5, 2.5), method="bounded")
-    return float(math.exp(found.x))
-
-
-def _decayed(network: Network, decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases and embeddings do not, or rare words would fade."""
-    kept = [p for n, p in network.named_parameters() if p.ndim < 2 or n == "embedding.weight"]
-    rest = [p for n, p in network.named_parameters() if p.ndim >= 2 and n != "embedding.weight"]
-    return [{"params": rest, "weight_decay": decay}, {"params": kept, "weight_decay": 0.0}]
 
 
 def _copy(network: Network) -> dict[str, torch.Tensor]:

@@ -8,13 +8,19 @@ frequency, without the component common to all (Arora et al. 2017).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
+import torch
+from torch.nn import functional as F
 
 from .batches import Documents
 from .nearest import unit
 from .tokenizer import UNKNOWN
+
+if TYPE_CHECKING:
+    # Learning needs it, answering does not: a served bundle goes without.
+    from scipy import sparse
 
 SMOOTHING = 0.75
 """Power on the context counts, which tames rare words (Levy et al. 2015)."""
@@ -37,13 +43,18 @@ class CorpusVectors:
         out = np.zeros((len(documents), self.words.shape[1]), np.float32)
         for start in range(0, len(documents), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(documents)))
-            counts = count(documents.take(rows), len(self.words))
-            mean = (counts @ self.words) / np.maximum(documents.lengths[rows], 1)[:, None]
+            mean = self._mean(documents.take(rows))
             left = mean - np.outer(mean @ self.common, self.common)
             # A document that is nothing but common: what rounding leaves has no direction.
             spent = np.linalg.norm(left, axis=1) <= 1e-5 * np.linalg.norm(mean, axis=1)
             out[rows] = np.where(spent[:, None], 0, unit(left))
         return out
+
+    def _mean(self, documents: Documents) -> np.ndarray:
+        """Mean word vectors, float32 (documents, width); zero for a document without words."""
+        ids = torch.from_numpy(_ids(documents)[1].astype(np.int64))
+        starts = torch.from_numpy(np.cumsum(documents.lengths) - documents.lengths)
+        return F.embedding_bag(ids, torch.from_numpy(self.words), starts, mode="mean").numpy()
 
 
 def learn(documents: Documents, vocabulary: int, width: int = 50, seed: int = 1) -> CorpusVectors:
@@ -70,17 +81,25 @@ def learn(documents: Documents, vocabulary: int, width: int = 50, seed: int = 1)
 
 def count(documents: Documents, vocabulary: int) -> sparse.csr_matrix:
     """Token counts, float32 (documents, vocabulary)."""
-    rows = np.repeat(np.arange(len(documents)), documents.lengths)
-    ends = np.cumsum(documents.lengths)
-    places = np.arange(ends[-1] if len(ends) else 0)
-    shift = np.repeat(documents.starts - (ends - documents.lengths), documents.lengths)
-    ids = documents.ids[places + shift]
+    from scipy import sparse
+
+    rows, ids = _ids(documents)
     ones = np.ones(len(ids), np.float32)
     return sparse.csr_matrix((ones, (rows, ids)), shape=(len(documents), vocabulary))
 
 
+def _ids(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """Of every token read: its document, and its id."""
+    rows = np.repeat(np.arange(len(documents)), documents.lengths)
+    ends = np.cumsum(documents.lengths)
+    steps = np.arange(len(rows)) - np.repeat(ends - documents.lengths, documents.lengths)
+    return rows, documents.ids[documents.places(rows, steps)]
+
+
 def _information(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Positive pointwise mutual information of sharing a document, (vocabulary, vocabulary)."""
+    from scipy import sparse
+
     there = counts.copy()
     there.data = np.ones_like(there.data)
     together = (there.T @ there).tocsr()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -65,27 +66,54 @@ def _answers(
     night: Night, model: Model, where: pc.Expression
 ) -> Iterator[tuple[pa.Array, Answers]]:
     device = night.pipeline.train.device
-    for batch in night.lake.scan("tokens", ["doc_id", "ids"], where, rows=CHUNK):
-        documents = Documents.from_arrow(batch.column("ids"), int(model.config.max_tokens))
+    for doc_ids, ids, texts in _tokens_and_texts(night, model, where):
         answers = model.answer(
-            documents, device, lambda rows, total: track(rows, total, "classifying, in batches")
-        )
-        yield batch.column("doc_id"), answers
+            Documents.from_arrow(ids), texts, device,
+            lambda rows, total: track(rows, total, "classifying, in batches"),
+        )  # fmt: skip
+        yield doc_ids, answers
+
+
+def _tokens_and_texts(
+    night: Night, model: Model, where: pc.Expression
+) -> Iterator[tuple[pa.Array, pa.Array, list[str]]]:
+    """Ids, tokens and texts of documents, chunk by chunk; texts only where the model reads them."""
+    tokens = night.lake.scan("tokens", ["doc_id", "ids"], where, rows=CHUNK)
+    if model.wide is None:
+        for batch in tokens:
+            yield batch.column("doc_id"), batch.column("ids"), []
+        return
+    tonight = pc.field("night") == night.name
+    texts = chain.from_iterable(
+        night.lake.scan("documents", ["doc_id", "text"], part, rows=CHUNK)
+        for part in (tonight, ~tonight)
+    )
+    # Both tables were written in the same order, a night at a time: what waits stays little.
+    waiting: dict[str, str] = {}
+    for batch in tokens:
+        doc_ids = batch.column("doc_id").to_pylist()
+        while not all(one in waiting for one in doc_ids):
+            more = next(texts)
+            waiting.update(
+                zip(more.column("doc_id").to_pylist(), more.column("text").to_pylist(), strict=True)
+            )
+        yield batch.column("doc_id"), batch.column("ids"), [waiting.pop(one) for one in doc_ids]
 
 
 def _predictions(
     doc_ids: pa.Array, answers: Answers, model: Model, model_id: str
 ) -> pa.RecordBatch:
     assert answers.probabilities is not None
-    best = answers.probabilities.argmax(1)
-    ordered = np.sort(answers.probabilities, axis=1)
-    top = ordered[:, -1]
+    rows = np.arange(len(doc_ids))
+    said = answers.probabilities[rows, answers.choice]
+    others = answers.probabilities.copy()
+    others[rows, answers.choice] = 0
     return pa.RecordBatch.from_pydict({
         "doc_id": doc_ids,
-        "label": pa.array(np.array(model.labels, object)[best], pa.string()),
-        "probability": top,
-        "margin": top - ordered[:, -2] if ordered.shape[1] > 1 else top,
-        "abstained": top < model.abstain_below,
+        "label": pa.array(np.array(model.labels, object)[answers.choice], pa.string()),
+        "probability": said,
+        "margin": said - others.max(1, initial=0),
+        "abstained": answers.abstained,
         "model_id": [model_id] * len(doc_ids),
     })  # fmt: skip
 

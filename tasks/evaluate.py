@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
-from nightshift.bundle import Model
+import numpy as np
+
+from nightshift.bundle import Answers, Model
 from nightshift.corpus import Labelled, labelled_sides, texts_of, tokens_of
+from nightshift.deciding import average_precision, recall_at_precision
 from nightshift.pictures import confusion_picture
 from nightshift.scoring import Scores, linear_baseline, score
 
@@ -36,7 +40,7 @@ def evaluate(night: Night, trained: Trained) -> Evaluated:
     champion = _score(night, champion_of(night), test)
     challenger = _score(night, trained.challenger, test)
     if trained.challenger is not None and trained.challenger.kind == "network":
-        baseline = _baseline(night, sides["train"], test)
+        baseline = _baseline(night, challenger, sides["train"], test)
     if champion is None and challenger is None:
         note = "no labelled document is on the test side" if not len(test) else trained.reason
         log.info("evaluate  nothing to score: %s", note)
@@ -49,8 +53,8 @@ def evaluate(night: Night, trained: Trained) -> Evaluated:
             night.tracking.text(picture, f"confusion/{name}.svg")
             whole = json.dumps(scores.as_json(), ensure_ascii=False)
             night.tracking.text(whole, f"evaluation/{name}.json")
-            log.info("evaluate  %-10s accuracy %.4f, macro-F1 %.4f on %d rows",
-                     name, scores.accuracy, scores.macro_f1, scores.rows)  # fmt: skip
+            log.info("evaluate  %-10s accuracy %.4f, macro-F1 %.4f on %d rows%s", name,
+                     scores.accuracy, scores.macro_f1, scores.rows, _paths(scores))  # fmt: skip
     if baseline:
         figures |= {f"baseline_{key}": value for key, value in baseline.items()}
         log.info("evaluate  linear     accuracy %.4f, macro-F1 %.4f",
@@ -67,20 +71,54 @@ def _score(night: Night, ref: ModelRef | None, test: Labelled) -> Scores | None:
     if ref is None or ref.kind != "network" or not len(test):
         return None
     model = load_model(night, ref)
-    return score(test.labels, probabilities(night, model, test), model.labels)
+    said = answers(night, model, test)
+    assert said.probabilities is not None
+    names = np.array(model.labels, object)
+    whole = score(test.labels, said.probabilities, model.labels, names[said.choice].tolist())
+    return replace(whole, more=_more(model, said, test.labels))
 
 
-def probabilities(night: Night, model: Model, rows: Labelled) -> Any:
-    """A network's class probabilities, float32 (rows, classes)."""
-    documents = tokens_of(
-        night.lake, model.tokenizer.digest, rows.doc_ids, int(model.config.max_tokens)
+def _more(model: Model, said: Answers, truth: list[str]) -> dict[str, float]:
+    """Each path alone, what is kept back, and how well the positive class is found."""
+    more = {"abstained": float(said.abstained.mean())}
+    for name, part in (("network", said.network), ("wide", said.wide)):
+        if part is not None:
+            alone = score(truth, part, model.labels)
+            more |= {f"{name}_accuracy": alone.accuracy, f"{name}_macro_f1": alone.macro_f1}
+    if said.wide is not None:
+        more["network_weight"] = model.blend.weight
+    if model.positive is not None and said.probabilities is not None:
+        chances = said.probabilities[:, model.positive]
+        wanted = np.array(truth, object) == model.labels[model.positive]
+        more["positive_average_precision"] = average_precision(chances, wanted)
+        more["positive_recall_at_99_precision"] = recall_at_precision(chances, wanted, 0.99)
+    return more
+
+
+def answers(night: Night, model: Model, rows: Labelled) -> Answers:
+    """What a model says of some rows, in their order."""
+    documents = tokens_of(night.lake, model.tokenizer.digest, rows.doc_ids)
+    texts = texts_of(night.lake, rows.doc_ids) if model.wide else {}
+    given = [texts[one] for one in rows.doc_ids] if model.wide else []
+    return model.answer(documents, given, night.pipeline.train.device)
+
+
+def _paths(scores: Scores) -> str:
+    more = scores.more
+    if "wide_accuracy" not in more:
+        return ""
+    return (
+        f" (network alone {more['network_accuracy']:.4f}, weight {more['network_weight']:.2f}; "
+        f"wide path alone {more['wide_accuracy']:.4f})"
     )
-    said = model.answer(documents, night.pipeline.train.device).probabilities
-    assert said is not None
-    return said
 
 
-def _baseline(night: Night, train: Labelled, test: Labelled) -> dict[str, float] | None:
+def _baseline(
+    night: Night, challenger: Scores | None, train: Labelled, test: Labelled
+) -> dict[str, float] | None:
+    """The wide path alone is the linear model a user would have without us; else one is fitted."""
+    if challenger is not None and "wide_accuracy" in challenger.more:
+        return {name: challenger.more[f"wide_{name}"] for name in ("accuracy", "macro_f1")}
     texts = texts_of(night.lake, [*train.doc_ids, *test.doc_ids])
     return linear_baseline(
         [texts[one] for one in train.doc_ids],

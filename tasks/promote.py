@@ -11,7 +11,7 @@ from nightshift.corpus import labelled_sides
 from nightshift.scoring import confusion, f1_by_class, paired_interval
 from nightshift.tables import TableRef, rows_of
 
-from .evaluate import probabilities
+from .evaluate import answers
 from .stage import ModelRef, Night, Outcome, stage
 from .train import Trained, champion_of, load_model
 
@@ -84,8 +84,7 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
     said: list[list[str]] = []
     for ref in (champion, challenger):
         model = load_model(night, ref)
-        best = probabilities(night, model, gate).argmax(1)
-        said.append([model.labels[one] for one in best])
+        said.append([model.labels[one] for one in answers(night, model, gate).choice])
     old, new, low, high = paired_interval(
         gate.labels, said[0], said[1], config.metric, config.resamples
     )
@@ -112,8 +111,8 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
 def _per_class(truth: list[str], old: list[str], new: list[str]) -> dict[str, list[float]]:
     """F1 of champion and challenger by class."""
     found: dict[str, list[float]] = {}
-    for answers in (old, new):
-        names, table = confusion(truth, answers)
+    for said in (old, new):
+        names, table = confusion(truth, said)
         scores = dict(zip(names, f1_by_class(table).tolist(), strict=True))
         for name in set(truth):
             found.setdefault(name, []).append(round(scores[name], 4))

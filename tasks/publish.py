@@ -139,6 +139,11 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
 
 def _requirements(model: Model) -> list[str]:
     """Exactly what a bundle needs to answer, at the versions it was made with."""
-    names = [*NEEDED, *(["jieba"] if model.tokenizer.unit == "word" else [])]
+    names = [
+        *NEEDED,
+        *(["jieba"] if model.tokenizer.unit == "word" else []),
+        *(["opencc"] if model.cleaning.chinese != "keep" else []),
+        *(["transformers"] if model.pretrained is not None else []),
+    ]
     # A build's local part (+cpu) is no version that another machine can ask for.
     return [f"{name}=={version(name).split('+')[0]}" for name in sorted(names)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nightshift.pretrained import PREFIX, read_tokenizer
 from nightshift.tables import TableRef, digest_of, rows_of
 from nightshift.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig
 
@@ -26,11 +27,12 @@ class Tokens(Outcome):
     """Empty while the pipeline has no documents to learn one from."""
 
 
-@stage("tokens", "tokenizer")
+@stage("tokens", "tokenizer model")
 def tokenize(night: Night, ingested: Ingested) -> Tokens:
     """Encode the night's documents; all documents when a new tokenizer had to be learned."""
     lake, config = night.lake, night.pipeline.tokenizer
-    tokenizer, fresh = _tokenizer(night, config)
+    encoder = night.pipeline.model.encoder
+    tokenizer, fresh = _tokenizer(night, config, encoder)
     if tokenizer is None:
         return Tokens(tokens=lake.replace("tokens", night.name, []), tokenizer="")
     where = pc.field("night").isin(_nights_without(night, tokenizer.digest))
@@ -52,8 +54,10 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
     if unknown > config.unknown_warning:
         log.warning(
             "tokens    %.1f%% of tonight's tokens are unknown (warning above %.1f%%): the text has "
-            "changed since the tokenizer was learned. Change tokenizer.vocabulary to learn anew.",
+            "changed since the tokenizer was learned. %s",
             100 * unknown, 100 * config.unknown_warning,
+            "The pretrained encoder may be of another language." if encoder.startswith(PREFIX)
+            else "Change tokenizer.vocabulary to learn anew.",
         )  # fmt: skip
     return Tokens(
         tokens=ref,
@@ -73,10 +77,14 @@ def load_tokenizer(night: Night, digest: str) -> Tokenizer:
     return Tokenizer(row["serialized"], row["unit"])
 
 
-def _tokenizer(night: Night, config: TokenizerConfig) -> tuple[Tokenizer | None, bool]:
+def _tokenizer(
+    night: Night, config: TokenizerConfig, encoder: str
+) -> tuple[Tokenizer | None, bool]:
     """The pipeline's tokenizer, and whether it was learned tonight."""
     lake = night.lake
     declared = digest_of(config.model_dump(exclude={"unknown_warning", "max_tokens"}))
+    if encoder.startswith(PREFIX):
+        declared = digest_of(encoder)
     rows = lake.read("tokenizers", where=pc.field("config_digest") == declared).to_pylist()
     earlier = [row for row in rows if row["night"] != night.name]
     if earlier:
@@ -91,8 +99,12 @@ def _tokenizer(night: Night, config: TokenizerConfig) -> tuple[Tokenizer | None,
     first = next(texts, None)
     if first is None:
         return None, False
-    log.info("tokens    learning a %s tokenizer", config.unit)
-    tokenizer = Tokenizer.learn((text for part in ([first], texts) for text in part), config)
+    if encoder.startswith(PREFIX):
+        log.info("tokens    reading the tokenizer of %s", encoder)
+        tokenizer = read_tokenizer(encoder)
+    else:
+        log.info("tokens    learning a %s tokenizer", config.unit)
+        tokenizer = Tokenizer.learn((text for part in ([first], texts) for text in part), config)
     row = {
         "digest": tokenizer.digest,
         "unit": tokenizer.unit,

@@ -37,6 +37,7 @@ BUNDLE = "bundle"
 """The folder's name inside a logged model; MLflow keeps the name it is given."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MODEL_TAG = "nightshift.bundle", "nightshift.model_id"
+STUDY_TAG = "nightshift.study"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,23 @@ class Tracking:
         ) as run:
             self.params(params, run.info.run_id)
             yield run.info.run_id
+
+    def open_child(self, name: str, tags: dict[str, str]) -> str:
+        """A nested run, open until `close`, beside others that are; returns its id."""
+        with _passing(f"opening the run {name}"):
+            experiment = self._client.get_run(self.run_id).info.experiment_id
+            tags = {**tags, "mlflow.parentRunId": self.run_id}
+            return self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
+
+    def close(self, run_id: str, state: str) -> None:
+        """Close a nested run as FINISHED, FAILED or KILLED."""
+        with _passing("closing a run"):
+            self._client.set_terminated(run_id, state)
+
+    def file(self, path: Path, name: str) -> None:
+        """Keep one file beside the run, in the folder `name`."""
+        with _passing(f"keeping {path.name}"):
+            self._client.log_artifact(self.run_id, str(path), name)
 
     def finish_if_open(self) -> None:
         """Close the run as FINISHED where a killed process left it open."""
@@ -238,6 +256,18 @@ def open_run(
                 return Tracking(settings.mlflow, run_id)
         run = client.create_run(experiment_id, run_name=night, tags=tags)
     return Tracking(settings.mlflow, run.info.run_id)
+
+
+def run_of_study(uri: str, pipeline: str, study: str) -> str | None:
+    """The run that was opened with this tag of a study; None without one."""
+    with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(pipeline)
+        if experiment is None:
+            return None
+        tagged = f"tags.`{STUDY_TAG}` = '{study}'"
+        found = client.search_runs([experiment.experiment_id], tagged, max_results=1)
+    return found[0].info.run_id if found else None
 
 
 def _close_attempts(client: MlflowClient, experiment_id: str, run_id: str) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
-from nightshift.batches import Documents
-from nightshift.bundle import BATCH_TOKENS, Model
+from nightshift.bundle import Model
 from nightshift.corpus import Labelled, current_labels, labelled_sides, tokens_of
-from nightshift.encoders import Network
-from nightshift.recipe import resolve
+from nightshift.inference import pick_device
+from nightshift.learning import Learned, gather, learn
+from nightshift.recipe import Recipe
 from nightshift.tables import digest_of
-from nightshift.tokenizer import Tokenizer
-from nightshift.training import Epoch, fit, forward, pick_device, temperature
-from nightshift.vectors import learn
+from nightshift.vectors import learn as learn_vectors
 
 from .progress import track
 from .stage import ModelRef, Night, Outcome, code_version, stage
@@ -25,6 +25,8 @@ from .tracking import scratch
 
 log = logging.getLogger(__name__)
 
+VECTOR_TOKENS = 512
+"""Tokens per document that corpus vectors read."""
 GREW = 2.0
 """Corpus vectors are learned again when the corpus has grown this much since."""
 
@@ -38,7 +40,7 @@ class Trained(Outcome):
     """What the newest training saw, to tell on later nights whether another is due."""
 
 
-@stage("train", "tokenizer model train")
+@stage("train", "tokenizer model pretrain train wide answers")
 def train(night: Night, tokens: Tokens) -> Trained:
     """Train a classifier if one is due and possible; else keep, or learn, what gives vectors."""
     before: dict[str, Any] = night.before.get("basis", {})
@@ -126,116 +128,105 @@ def _recipe(night: Night) -> str:
     fitted = pipeline.train.model_dump(
         exclude={"when", "min_new_labels", "max_age_nights", "device", "min_rows"}
     )
-    return digest_of([pipeline.model.model_dump(), fitted])
+    others = (pipeline.model, pipeline.pretrain, pipeline.wide, pipeline.answers)
+    return digest_of([fitted, *(one.model_dump() for one in others)])
 
 
 def _train_network(night: Night, tokens: Tokens, sides: dict[str, Labelled], due: str) -> Trained:
     pipeline, tokenizer = night.pipeline, load_tokenizer(night, tokens.tokenizer)
-    classes = sorted(set(sides["train"].labels))
-    most = pipeline.tokenizer.max_tokens
-    rows = tokens_of(night.lake, tokenizer.digest, sides["train"].doc_ids, most)
-    p50, p95 = (int(one) for one in np.percentile(rows.lengths, [50, 95]))
-    recipe, schedule = resolve(pipeline.model, pipeline.train, len(rows), p50, p95)
-    training = _labelled(rows, sides["train"], classes, int(recipe.max_tokens))
-    validation = _validation(night, tokenizer, sides["validation"], classes, int(recipe.max_tokens))
-    device = pick_device(schedule.device)
-    log.info("train     %s; %d documents of %d classes, %d epochs at most, on %s",
-             due, len(training), len(classes), schedule.epochs, device)  # fmt: skip
+    champion = _start(night)
+    material = gather(
+        night.lake, tokenizer, sides, pipeline.pretrain,
+        also=champion.labels if champion else [],
+        declared=pipeline.source.split is not None,
+    )  # fmt: skip
+    if champion is not None:
+        material = replace(material, fresh=_fresh(night, sides["train"].doc_ids))
+    log.info("train     %s; %d documents of %d classes, on %s",
+             due, len(material.train), len(material.classes),
+             pick_device(pipeline.train.device))  # fmt: skip
+    recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
     params = {
-        "model": recipe.model_dump(),
-        "train": schedule.model_dump(),
-        "rows": len(training),
-        "classes": len(classes),
+        **recipe.model_dump(),
+        "rows": len(material.train),
+        "classes": len(material.classes),
         "tokenizer": tokenizer.digest,
         "data": sides["train"].digest,
         "code": code_version(),
-        "device": str(device),
-    }
+    }  # fmt: skip
     night.tracking.read_from([tokens.tokens], night.lake.root, "training")
-    epochs: list[Epoch] = []
+    learned: Learned | None = None
     with night.tracking.attempt("train", params) as run:
-        for epoch in fit(
-            lambda: Network(recipe, tokenizer.size, len(classes)),
-            training,
-            validation,
-            schedule,
-            lambda batches, total: track(batches, total, "training, in batches"),
+        for event in learn(
+            material, recipe, champion, lambda rows, total: track(rows, total, "in batches")
         ):
-            if epoch.index == 1:
-                epochs.clear()  # a start before this one came to nothing
-            night.tracking.figures(epoch.figures(), epoch.index, run)
-            epochs.append(epoch)
-            log.info(
-                "train     epoch %d of %d: loss %.4f, validation loss %.4f, accuracy %.4f%s",
-                epoch.index, epoch.epochs, epoch.train_loss, epoch.validation_loss,
-                epoch.validation_accuracy, " (best)" if epoch.best else "",
-            )  # fmt: skip
-    network = epochs[-1].network
-    assert validation.labels is not None
-    scores, _ = forward(network, validation, BATCH_TOKENS, device)
-    model = Model(
-        kind="network",
-        tokenizer=tokenizer,
-        config=recipe,
-        cleaning=pipeline.cleaning,
-        network=network,
-        labels=classes,
-        temperature=temperature(scores, validation.labels),
-        abstain_below=pipeline.train.abstain_below,
-    )
-    best = min(epochs, key=lambda one: one.validation_loss)
+            if isinstance(event, Learned):
+                learned = event
+                night.tracking.figures(event.figures, 0, run)
+            else:
+                night.tracking.figures(event.figures(), event.index, run)
+                log.info("train     %s", event)
+    assert learned is not None
+    for note in learned.notes:
+        log.info("train     %s", note)
+    if learned.forgotten:
+        log.warning(
+            "train     the challenger has lost classes that the champion finds: %s. More rows of "
+            "them, or train.warm_start, may help.", ", ".join(learned.forgotten),
+        )  # fmt: skip
     return Trained(
-        challenger=_keep(night, model),
+        challenger=_keep(night, learned.model),
         reason=due,
         basis={
             "night": night.number,
             "labels": len(current_labels(night.lake)),
-            "classes": classes,
+            "classes": material.classes,
             "tokenizer": tokenizer.digest,
             "recipe": _recipe(night),
             "documents": _documents(night),
         },
-        figures={
-            "epochs": len(epochs),
-            "rows": len(training),
-            "classes": len(classes),
-            "temperature": model.temperature,
-            "validation_accuracy": best.validation_accuracy,
-            "validation_loss": best.validation_loss,
-        },
+        figures={key: value for key, value in learned.figures.items() if "seconds" not in key},
     )
 
 
-def _labelled(documents: Documents, labelled: Labelled, classes: list[str], most: int) -> Documents:
-    place = {name: index for index, name in enumerate(classes)}
-    labels = np.array([place[label] for label in labelled.labels], np.int64)
-    return Documents(documents.ids, documents.starts, np.minimum(documents.lengths, most), labels)
+def _start(night: Night) -> Model | None:
+    """The champion, where tonight's challenger shall start from it."""
+    ref = champion_of(night)
+    if not night.pipeline.train.warm_start or ref is None or ref.kind != "network":
+        return None
+    return load_model(night, ref)
 
 
-def _validation(
-    night: Night, tokenizer: Tokenizer, side: Labelled, classes: list[str], most: int
-) -> Documents:
-    """Validation documents of the classes that the training side knows."""
-    known = set(classes)
-    pairs = [pair for pair in zip(side.doc_ids, side.labels, strict=True) if pair[1] in known]
-    kept = Labelled([doc_id for doc_id, _ in pairs], [label for _, label in pairs])
-    rows = tokens_of(night.lake, tokenizer.digest, kept.doc_ids, most)
-    return _labelled(rows, kept, classes, most)
+def _fresh(night: Night, doc_ids: list[str]) -> np.ndarray:
+    """Which rows came, or were labelled anew, after the newest training; bool (rows,)."""
+    since = night.before.get("basis", {}).get("night", 0)
+    old = [row["night"] for row in night.lake.nights() if row["number"] <= since]
+    later = ~pc.field("night").isin(old)
+    new = {
+        one
+        for table in ("documents", "labels")
+        for one in night.lake.read(table, ["doc_id"], later)["doc_id"].to_pylist()
+    }
+    return np.array([one in new for one in doc_ids])
 
 
 def _learn_vectors(night: Night, tokens: Tokens, documents: int, lacking: str) -> Trained:
     """Vectors from the corpus itself, so that a night without a classifier still clusters."""
     tokenizer = load_tokenizer(night, tokens.tokenizer)
     doc_ids = night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"].to_pylist()
-    recipe, _ = resolve(night.pipeline.model, night.pipeline.train, len(doc_ids), 1, 512)
-    rows = tokens_of(night.lake, tokenizer.digest, doc_ids, int(recipe.max_tokens))
+    recipe = night.pipeline.model
+    if recipe.max_tokens == "auto":
+        recipe = recipe.model_copy(update={"max_tokens": VECTOR_TOKENS})
+    rows = tokens_of(night.lake, tokenizer.digest, doc_ids).cut(
+        int(recipe.max_tokens), recipe.truncation
+    )
     log.info("train     learning vectors from the corpus itself, %d documents", len(rows))
     model = Model(
         kind="vectors",
         tokenizer=tokenizer,
         config=recipe,
         cleaning=night.pipeline.cleaning,
-        corpus=learn(rows, tokenizer.size, seed=night.pipeline.train.seed),
+        corpus=learn_vectors(rows, tokenizer.size, seed=night.pipeline.train.seed),
     )
     basis = {"night": night.number, "documents": documents, "tokenizer": tokenizer.digest}
     return Trained(challenger=_keep(night, model), reason=lacking, basis=basis)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 
+from nightshift.batches import Documents
 from nightshift.bundle import MODULES, Bundle, Clusters, Model
 from nightshift.cleaning import CleaningConfig
+from nightshift.deciding import Blend, Neighbours, Reject, Scale, Threshold
 from nightshift.encoders import Network
 from nightshift.errors import BundleError
 from nightshift.nearest import unit
-from nightshift.recipe import ModelConfig
+from nightshift.recipe import ModelConfig, WideConfig
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
 from nightshift.vectors import CorpusVectors
+from nightshift.wide import Wide
 
 Kind = Literal["network", "vectors"]
 KINDS: list[Kind] = ["network", "vectors"]
@@ -46,14 +51,23 @@ def model(kind: Kind = "network", **options: Any) -> Model:
     words = random.normal(size=(learned.size, 6)).astype(np.float32)
     words[:2] = 0
     common = np.zeros(6, np.float32)
-    parts: dict[str, Any] = (
-        {"network": Network(config, learned.size, 3), "labels": ["cats", "dogs", "other"]}
-        if kind == "network"
-        else {"corpus": CorpusVectors(words, common)}
-    )
-    return Model(
-        kind, learned, config, CleaningConfig(), **{**parts, "temperature": 0.7, **options}
-    )
+    parts: dict[str, Any] = {"corpus": CorpusVectors(words, common)}
+    if kind == "network":
+        wide = Wide.fit(TEXTS, np.arange(5) % 3, 3, WideConfig())
+        near = Neighbours.of(random.normal(size=(9, 6)))
+        parts = {
+            "network": Network(config, learned.size, 3),
+            "wide": wide,
+            "labels": ["cats", "dogs", "other"],
+            "blend": Blend(0.7, 0.5, 0.6),
+            "reject": Reject("blend", 0.2, Scale(0.4, 0.1), Scale(0.0, 0.5), near),
+        }
+    return Model(kind, learned, config, CleaningConfig(), **{**parts, **options})
+
+
+def surest(threshold: float) -> Reject:
+    """Keep back what is less probable than this."""
+    return Reject("probability", threshold, Scale(), Scale())
 
 
 CLUSTERS = Clusters(
@@ -100,6 +114,44 @@ def test_a_bundle_answers_the_same_from_its_files(
     assert ("cluster_id" in after[0]) == (clusters is not None)
 
 
+def test_a_model_with_all_its_parts_survives_its_files_bit_for_bit(tmp_path: Path) -> None:
+    made = model(positive=1, threshold=Threshold(0.055, 0.8, 0.5, 12))
+    documents = made.documents(TEXTS)
+    plain = made.answer(documents, TEXTS)
+    assert made.reject is not None
+    assert plain.probabilities is not None
+    # Two of the five are kept back.
+    scores = made.reject.scores(plain.probabilities, plain.vectors)
+    made.reject = replace(made.reject, threshold=float(np.sort(scores)[2]))
+    made.save(tmp_path)
+    before, after = made.answer(documents, TEXTS), Model.load(tmp_path).answer(documents, TEXTS)
+    for name in ("vectors", "probabilities", "choice", "abstained", "network", "wide"):
+        found = getattr(after, name)
+        assert np.array_equal(found, getattr(before, name)), name
+        assert len(found) == len(TEXTS), name
+    assert after.abstained.sum() == 2
+    # None of the parts is idle: without it some answer is another.
+    parts = {"wide": "probabilities", "reject": "abstained", "threshold": "choice"}
+    for part, changed in parts.items():
+        other = replace(made, **{part: None}).answer(documents, TEXTS)
+        assert not np.array_equal(getattr(other, changed), getattr(after, changed)), part
+
+
+@pytest.mark.parametrize("score", ["blend", "probability", "distance"])
+def test_every_reject_score_survives_its_files(
+    tmp_path: Path, score: Literal["blend", "probability", "distance"]
+) -> None:
+    near = Neighbours.of(np.random.default_rng(3).normal(size=(7, 6)))
+    kept = None if score == "probability" else near
+    made = Reject(score, -math.inf, Scale(0.5, 0.1), Scale(0.1, 0.3), kept)
+    model(reject=made).save(tmp_path)
+    loaded = Model.load(tmp_path).reject
+    assert loaded is not None
+    assert loaded.threshold == -math.inf
+    given = np.array([[0.2, 0.8], [0.5, 0.5]], np.float32), np.eye(6, dtype=np.float32)[:2]
+    assert np.array_equal(loaded.scores(*given), made.scores(*given))
+
+
 def test_a_bundle_is_plain_files_without_pickle(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     files = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
@@ -112,11 +164,14 @@ def test_a_bundle_is_plain_files_without_pickle(tmp_path: Path) -> None:
 
 
 def test_what_can_be_seen_of_a_model_is_in_its_json(tmp_path: Path) -> None:
-    model(abstain_below=0.4).save(tmp_path)
+    model(reject=surest(0.4)).save(tmp_path)
     about = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     assert about["kind"] == "network"
     assert about["labels"] == ["cats", "dogs", "other"]
-    assert (about["temperature"], about["abstain_below"]) == (0.7, 0.4)
+    assert about["blend"] == {
+        "network_temperature": 0.7, "wide_temperature": 0.5, "weight": 0.6, "temperature": 1.0
+    }  # fmt: skip
+    assert about["reject"]["threshold"] == 0.4
     assert about["model"]["hidden"] == 8
 
 
@@ -128,8 +183,10 @@ def test_the_model_id_is_stable_and_changes_with_every_part(tmp_path: Path) -> N
     assert other.network is not None
     other.network.head.bias.data[0] += 1e-3
     ids["weights"] = other.save(tmp_path / "four")
-    ids["calibration"] = model(temperature=0.8).save(tmp_path / "five")
-    ids["threshold"] = model(abstain_below=0.5).save(tmp_path / "six")
+    ids["calibration"] = model(blend=Blend(0.8, 0.5, 0.6)).save(tmp_path / "five")
+    ids["threshold"] = model(reject=surest(0.5)).save(tmp_path / "six")
+    ids["wide"] = model(wide=None).save(tmp_path / "ten")
+    ids["positive"] = model(positive=1).save(tmp_path / "eleven")
     ids["labels"] = model(labels=["cats", "dogs", "birds"]).save(tmp_path / "seven")
     ids["tokenizer"] = model(tokenizer=tokenizer([*TEXTS, "zzz"])).save(tmp_path / "eight")
     ids["kind"] = model("vectors").save(tmp_path / "nine")
@@ -199,7 +256,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle(model(abstain_below=0.45), CLUSTERS)
+    return Bundle(model(reject=surest(0.45)), CLUSTERS)
 
 
 def test_an_answer_is_the_likeliest_label_with_those_after_it(bundle: Bundle) -> None:
@@ -219,16 +276,61 @@ def test_no_runner_up_is_listed_where_none_is_asked_for(bundle: Bundle) -> None:
 
 
 def test_the_temperature_divides_the_scores() -> None:
-    made = model()
+    made = model(wide=None, reject=None)
     documents = made.documents(TEXTS)
-    made.temperature = 1.0
-    plain = made.answer(documents).probabilities
-    made.temperature = 2.0
-    warm = made.answer(documents).probabilities
+    plain, warm = (
+        replace(made, blend=Blend(degrees, 1.0, 1.0)).answer(documents, TEXTS).probabilities
+        for degrees in (1.0, 2.0)
+    )
     assert plain is not None
     assert warm is not None
     expected = np.sqrt(plain) / np.sqrt(plain).sum(1, keepdims=True)
     np.testing.assert_allclose(warm, expected, atol=1e-6)
+
+
+def test_both_paths_are_blended_by_their_weight() -> None:
+    said = model().answer(model().documents(TEXTS), TEXTS)
+    assert said.probabilities is not None
+    assert said.network is not None
+    assert said.wide is not None
+    np.testing.assert_allclose(said.probabilities, 0.6 * said.network + 0.4 * said.wide, atol=1e-6)
+
+
+def test_a_threshold_says_the_positive_class_where_it_is_not_the_likeliest() -> None:
+    made = model(positive=2, threshold=Threshold(0.0, 0.5, 1.0, 10))
+    assert (made.answer(made.documents(TEXTS), TEXTS).choice == 2).all()
+    never = replace(made, threshold=Threshold(2.0, 0.0, 0.0, 0))
+    assert (never.answer(made.documents(TEXTS), TEXTS).choice != 2).all()
+
+
+def test_a_label_said_by_its_threshold_keeps_its_probability_and_the_listing_its_order() -> None:
+    made = model(positive=2, threshold=Threshold(0.0, 0.5, 1.0, 10))
+    answers = Bundle(made, None).answer(TEXTS)
+    assert any(answer["top"][0]["label"] != "other" for answer in answers)
+    for answer in answers:
+        shown = {one["label"]: one["probability"] for one in answer["top"]}
+        assert (answer["label"], answer["probability"]) == ("other", shown["other"])
+        assert list(shown.values()) == sorted(shown.values(), reverse=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("truncation", ["head", "tail", "both"])
+def test_of_a_long_text_the_part_that_the_recipe_names_is_read(kind: Kind, truncation: str) -> None:
+    made = model(kind)
+    made.config = made.config.model_copy(update={"max_tokens": 4, "truncation": truncation})
+    [ids] = made.tokenizer.encode(["where is my card, and why the cat ran"])
+    parts = {"head": ids[:4], "tail": ids[-4:], "both": [*ids[:2], *ids[-2:]]}
+    assert len({tuple(part) for part in parts.values()}) == 3
+    whole, part = Documents.from_lists([ids]), Documents.from_lists([parts[truncation]])
+    found, expected = (made.answer(one, ["x"]).vectors for one in (whole, part))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_threshold_survives_its_files(tmp_path: Path) -> None:
+    made = model(positive=2, threshold=Threshold(0.25, 0.5, 1.0, 10, "as asked"))
+    made.save(tmp_path)
+    found = Model.load(tmp_path)
+    assert (found.positive, found.threshold) == (2, made.threshold)
 
 
 def test_a_document_is_in_the_cluster_of_the_nearest_centroid(bundle: Bundle) -> None:
@@ -299,7 +401,7 @@ from pathlib import Path
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("nightshift", "tasks", "flows", "prefect", "mlflow",
-                                      "deltalake", "pandas", "sklearn"):
+                                      "deltalake", "pandas", "sklearn", "scipy", "transformers"):
             raise ImportError(f"{name} is not here")
 
 sys.meta_path.insert(0, Blocked())
@@ -325,7 +427,7 @@ print(json.dumps(found))
 
 
 def test_the_code_in_a_bundle_answers_where_nightshift_is_not_installed(tmp_path: Path) -> None:
-    folders = {kind: saved(tmp_path / kind, kind) for kind in KINDS}
+    folders: dict[Kind, Path] = {kind: saved(tmp_path / kind, kind) for kind in KINDS}
     done = subprocess.run(
         [sys.executable, "-c", ALONE, json.dumps([*TEXTS, ""]), *map(str, folders.values())],
         capture_output=True,
@@ -339,16 +441,27 @@ def test_the_code_in_a_bundle_answers_where_nightshift_is_not_installed(tmp_path
         assert close(found[str(folder)], here)
 
 
-def test_the_code_in_a_bundle_is_closed_under_its_own_imports() -> None:
+def imported(path: Path) -> set[str]:
+    """The modules beside it that a module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module} if node.module else {one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            named = [node.module] if isinstance(node, ast.ImportFrom) else node.names
+            assert all("nightshift" not in str(getattr(one, "name", one)) for one in named), path
+    return found
+
+
+def test_the_code_in_a_bundle_is_what_it_imports_no_less_and_no_more() -> None:
     package = Path(sys.modules["nightshift"].__path__[0])
-    for name in MODULES:
-        tree = ast.parse((package / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.module in MODULES, f"{name} imports .{node.module}"
-            elif isinstance(node, ast.ImportFrom | ast.Import):
-                named = [node.module] if isinstance(node, ast.ImportFrom) else node.names
-                assert all("nightshift" not in str(getattr(one, "name", one)) for one in named)
+    reached: set[str] = set()
+    waiting = {"__init__", "bundle"}
+    while waiting:
+        reached |= waiting
+        waiting = {one for name in waiting for one in imported(package / f"{name}.py")} - reached
+    assert sorted(MODULES) == sorted(reached)
+    assert len(reached) > 10
 
 
 def test_a_copied_bundle_is_as_good_as_the_first(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flows import cli
 
-COMMANDS = ["sample", "init", "check", "run", "status", "predict", "export", "schema"]
+COMMANDS = ["sample", "init", "check", "run", "status", "predict", "export", "schema", "tune"]
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 
 
@@ -83,7 +83,7 @@ def test_every_option_and_argument_of_a_command_is_explained(command: str) -> No
         assert getattr(parameter, "help", None), f"{command} {parameter.name}"
 
 
-@pytest.mark.parametrize("command", ["init", "check", "run", "status", "predict", "export"])
+@pytest.mark.parametrize("command", ["init", "check", "run", "status", "predict", "export", "tune"])
 def test_what_reads_a_pipeline_takes_the_file_by_option_or_environment(command: str) -> None:
     shown = " ".join(helped(command).split())
     assert "--config" in shown
@@ -97,6 +97,7 @@ READING = [
     ["status", "headlins"],
     ["predict", "headlins"],
     ["export", "headlins", "documents"],
+    ["tune", "headlins"],
 ]
 
 

@@ -79,7 +79,7 @@ def test_an_empty_lake_has_no_labels_sides_or_texts(lake: Lake) -> None:
         "test": 0,
     }
     assert texts_of(lake, ["a"]) == texts_of(lake, []) == {}
-    assert len(tokens_of(lake, "t", [], 8)) == 0
+    assert len(tokens_of(lake, "t", [])) == 0
 
 
 # --- sides ----------------------------------------------------------------------------------
@@ -129,23 +129,24 @@ def test_the_digest_of_a_side_changes_with_its_rows_and_labels() -> None:
 def test_tokens_come_in_the_order_asked_for_across_nights(lake: Lake) -> None:
     write(lake, "tokens", "n1", tokens("a", 2, 3, 4), tokens("b", 5), tokens("c", 6, 7))
     write(lake, "tokens", "n2", tokens("d", 8, 9))
-    found = tokens_of(lake, "t", ["d", "b", "a"], 2)
+    found = tokens_of(lake, "t", ["d", "b", "a"])
     ids, lengths = found.pad(np.arange(3))
-    assert ids.tolist() == [[8, 9], [5, PADDING], [2, 3]]
-    assert lengths.tolist() == [2, 1, 2]
+    # Whole: how much of a document is read is the model's own affair.
+    assert ids.tolist() == [[8, 9, PADDING], [5, PADDING, PADDING], [2, 3, 4]]
+    assert lengths.tolist() == [2, 1, 3]
 
 
 def test_tokens_are_those_of_one_tokenizer(lake: Lake) -> None:
     write(lake, "tokens", "n1", tokens("a", 2, tokenizer="old"))
     write(lake, "tokens", "n2", tokens("a", 3), tokens("b", 4))
-    found = tokens_of(lake, "t", ["b", "a"], 8)
+    found = tokens_of(lake, "t", ["b", "a"])
     assert found.ids[found.starts].tolist() == [4, 3]
 
 
 def test_a_document_without_tokens_is_missed(lake: Lake) -> None:
     write(lake, "tokens", "n1", tokens("a", 2))
     with pytest.raises(AccountError, match="found tokens of 1 of 2 documents"):
-        tokens_of(lake, "t", ["a", "b"], 8)
+        tokens_of(lake, "t", ["a", "b"])
 
 
 def test_texts_are_found_by_id(lake: Lake) -> None:

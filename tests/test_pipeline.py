@@ -21,7 +21,7 @@ from nightshift.pipeline import (
     masked,
     reference,
 )
-from nightshift.recipe import ModelConfig, TrainConfig, resolve
+from nightshift.recipe import ModelConfig, PretrainConfig, TrainConfig, resolve
 
 MINIMAL = """\
 lake: data/lake                       # folder or URI for the tables
@@ -160,7 +160,7 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
         ),
         (
             f"pipelines:\n  a:\n    {SOURCE}\n    train: {{q: 1}}\n",
-            "line 4: pipelines.a.train.q: unknown key; known here: abstain_below, batch_tokens,",
+            "line 4: pipelines.a.train.q: unknown key; known here: activation, averaging, batch_tokens,",
         ),
     ],
 )
@@ -399,24 +399,61 @@ def test_the_schema_lets_a_pipeline_rely_on_defaults() -> None:
     ("rows", "p50", "p95", "expected"),
     [
         # max_tokens 16 at least, 512 at most; stride 4 past 120 tokens; 100,000 documents in all,
-        # in 4 to 12 passes; 32, 64 or 128 documents of median length, at least 8 tokens, a batch.
-        (100, 5, 9, (16, 1, 12, 32 * 8)),
-        (10_000, 20, 40, (40, 1, 10, 64 * 20)),
-        (50_000, 20, 40, (40, 1, 4, 128 * 20)),
-        (50_000, 300, 900, (512, 4, 4, 64 * 300)),
-        (0, 0, 0, (16, 1, 12, 32 * 8)),
+        # in 4 to 12 passes; 32, 64 or 128 documents of median length, at least 8 tokens, a batch;
+        # 5e-3 for up to 20,000 short texts; 5 million tokens pretrained on, in 1 to 8 passes.
+        (100, 5, 9, (16, 1, 12, 32 * 8, 5e-3, 8)),
+        (10_000, 20, 40, (40, 1, 10, 64 * 20, 5e-3, 8)),
+        (50_000, 20, 40, (40, 1, 4, 128 * 20, 3e-3, 5)),
+        (50_000, 300, 900, (512, 4, 4, 64 * 300, 3e-3, 1)),
+        (0, 0, 0, (16, 1, 12, 32 * 8, 5e-3, 8)),
     ],
 )
 def test_auto_follows_the_rows_and_their_lengths(
-    rows: int, p50: int, p95: int, expected: tuple[int, int, int, int]
+    rows: int, p50: int, p95: int, expected: tuple[int, int, int, int, float, int]
 ) -> None:
-    model, train = resolve(ModelConfig(), TrainConfig(), rows, p50, p95)
-    assert (model.max_tokens, model.stride, train.epochs, train.batch_tokens) == expected
+    model, train, pretrain = resolve(
+        ModelConfig(), TrainConfig(), PretrainConfig(), rows, rows, p50, p95
+    )
+    found = (model.max_tokens, model.stride, train.epochs, train.batch_tokens)
+    assert (*found, train.learning_rate, pretrain.epochs) == expected
+
+
+@pytest.mark.parametrize(
+    ("encoder", "documents", "expected"),
+    [
+        ("lstm", 2000, "next_token"),
+        ("lstm", 1999, "none"),
+        ("transformer", 5000, "denoise"),
+        ("huggingface:somewhere", 5000, "none"),
+    ],
+)
+def test_what_is_learned_before_any_label_follows_the_text_and_the_encoder(
+    encoder: str, documents: int, expected: str
+) -> None:
+    model = ModelConfig(encoder=encoder)
+    *_, pretrain = resolve(model, TrainConfig(), PretrainConfig(), 100, documents, 10, 20)
+    assert pretrain.objective == expected
+
+
+def test_the_quick_preset_reads_less_and_once_and_keys_given_win() -> None:
+    model, train, pretrain = resolve(
+        ModelConfig(), TrainConfig(preset="quick"), PretrainConfig(), 10_000, 10_000, 300, 900
+    )
+    # Half a million tokens are fewer than one pass over 10,000 x 128.
+    assert (model.max_tokens, train.epochs, train.refit, pretrain.objective) == (
+        128, 1, False, "none",
+    )  # fmt: skip
+    given = TrainConfig(preset="quick", refit=True, epochs=7)
+    _, train, _ = resolve(ModelConfig(), given, PretrainConfig(), 10_000, 10_000, 300, 900)
+    assert (train.epochs, train.refit) == (7, True)
 
 
 def test_what_is_declared_is_not_resolved() -> None:
-    model, train = ModelConfig(max_tokens=9, stride=2), TrainConfig(epochs=3, batch_tokens=77)
-    assert resolve(model, train, 50_000, 300, 900) == (model, train)
+    model = ModelConfig(max_tokens=9, stride=2)
+    train = TrainConfig(epochs=3, batch_tokens=77, learning_rate=0.1)
+    pretrain = PretrainConfig(objective="denoise", epochs=3)
+    given = (model, train, pretrain)
+    assert resolve(*given, 50_000, 50_000, 300, 900) == given
 
 
 @pytest.mark.parametrize(

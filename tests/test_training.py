@@ -1,4 +1,4 @@
-"""Training: it repeats, learns, stops in time, and meets bad numbers and a full memory."""
+"""Training: it repeats, learns by every option, stops in time, and meets what goes wrong."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from nightshift import training
 from nightshift.batches import Documents
-from nightshift.encoders import Network
+from nightshift.encoders import Mix, Network, Reading
 from nightshift.errors import TrainingError
+from nightshift.inference import forward, padded
 from nightshift.recipe import ModelConfig, TrainConfig
-from nightshift.training import Epoch, evaluate, fit, forward, pick_device, temperature
+from nightshift.tokenizer import PADDING
+from nightshift.training import Epoch, evaluate, fit, refit
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(
@@ -28,8 +31,8 @@ def config(**options: Any) -> TrainConfig:
     return TrainConfig.model_validate({**quick, **options})
 
 
-def build() -> Network:
-    return Network(MODEL, 20, 2)
+def build(**options: Any) -> Network:
+    return Network(MODEL.model_copy(update=options), 20, 2)
 
 
 def toy(rows: int, seed: int, turned: bool = False) -> Documents:
@@ -39,10 +42,8 @@ def toy(rows: int, seed: int, turned: bool = False) -> Documents:
     texts = [random.integers(5, 20, random.integers(2, 9)) for _ in range(rows)]
     for text, label in zip(texts, labels, strict=True):
         text[random.integers(len(text))] = 3 + label
-    documents = Documents.from_lists([text.tolist() for text in texts], 16)
-    return Documents(
-        documents.ids, documents.starts, documents.lengths, 1 - labels if turned else labels
-    )
+    documents = Documents.from_lists([text.tolist() for text in texts])
+    return documents.labelled(1 - labels if turned else labels)
 
 
 TRAIN, VALIDATION = toy(200, 1), toy(60, 2)
@@ -121,10 +122,270 @@ def test_a_caller_can_watch_the_batches_of_every_pass() -> None:
     assert all(total > 1 for total, _ in passes)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"averaging": "swa"}, {"averaging": "ema"}, {"learning_rate": "range_test"}]
+)
+def test_training_again_for_as_many_passes_ends_in_the_very_same_weights(
+    options: dict[str, Any],
+) -> None:
+    settings = config(**{"epochs": 4, **options})
+    epochs = list(fit(build, TRAIN, VALIDATION, settings))
+    best = min(epochs, key=lambda one: one.validation_loss).index
+    again = refit(build, TRAIN, settings, passes=best)
+    other = refit(build, TRAIN, settings, passes=best % 4 + 1)
+    assert again is not None
+    assert other is not None
+    # The last epoch hands out the best weights.
+    assert equal(weights(again), weights(epochs[-1].network))
+    assert not equal(weights(again), weights(other))
+
+
+def test_training_again_gives_nothing_where_the_loss_is_no_number_or_the_memory_full() -> None:
+    make, built = broken(times=9)
+    assert refit(make, TRAIN, config(), passes=1) is None
+    assert len(built) == 1
+    settings = config(batch_tokens=4096)
+    assert refit(lambda: Hungry(MODEL, 20, 2), TRAIN, settings, passes=1) is None
+
+
 def test_a_single_document_still_trains() -> None:
     one = TRAIN.take(np.array([0]))
     [epoch] = fit(build, one, one, config(epochs=1))
     assert epoch.best
+
+
+# --- every option ---------------------------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [
+    *({"optimizer": one} for one in ("adam", "nadam")),
+    # The others take larger or smaller steps at the same rate.
+    {"optimizer": "radam", "learning_rate": 0.2, "epochs": 8},
+    {"optimizer": "adagrad", "learning_rate": 0.1},
+    {"optimizer": "rmsprop", "learning_rate": 0.005},
+    {
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "schedule": "constant",
+        "batch_tokens": 32,
+        "epochs": 12,
+    },
+    *({"schedule": one} for one in ("cosine", "plateau", "constant")),
+    {"learning_rate": "range_test"},
+    *({"averaging": one} for one in ("ema", "swa")),
+    {"mixup": 0.5},
+    *({name: 0.2} for name in ("deletion", "swap", "synonym", "confidence_penalty")),
+    {"activation": 0.5, "temporal": 0.5},
+    {"l1": 1e-4},
+    {"class_weights": "balanced"},
+    {"label_smoothing": 0.0},
+    {"layer_decay": 0.8},
+    {"deletion": 0.1, "swap": 0.1, "mixup": 0.2, "averaging": "ema", "schedule": "cosine"},
+]
+MODELS: list[dict[str, Any]] = [
+    *({"encoder": one} for one in ("gru", "rnn", "mingru", "minlstm", "transformer", "tdnn")),
+    *({"padding": one} for one in ("post", "pre")),
+    {"stride": 2, "layers": 2},
+    {"bidirectional": False, "pooling": ["last"]},
+    {"state_dropout": 0.1, "weight_dropout": 0.1, "word_dropout": 0.05},
+    {"freeze_embeddings": True, "hidden": 32},
+]
+
+
+def _name(options: dict[str, Any]) -> str:
+    return "-".join(f"{name}={value}" for name, value in options.items())
+
+
+def learned(make: Callable[[], Network] = build, **options: Any) -> float:
+    """Accuracy on documents never seen, of the last epoch's network."""
+    epochs = trained(make, **{"epochs": 6, "patience": 6, **options})
+    return evaluate(epochs[-1].network, toy(200, 3), 1024, CPU)[1]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=_name)
+def test_every_way_of_training_learns_the_problem(options: dict[str, Any]) -> None:
+    assert learned(**options) >= 0.95
+
+
+@pytest.mark.parametrize("options", MODELS, ids=_name)
+def test_every_network_learns_the_problem(options: dict[str, Any]) -> None:
+    assert learned(lambda: build(**options)) >= 0.95
+
+
+def test_documents_of_several_chunks_are_learned_from() -> None:
+    def long(seed: int) -> Documents:
+        """Documents of 40 tokens; the one that tells stands at step 20, in the second chunk."""
+        random = np.random.default_rng(seed)
+        texts, labels = random.integers(5, 20, (150, 40)), random.integers(0, 2, 150)
+        texts[:, 20] = 3 + labels
+        return Documents.from_lists(texts.tolist()).labelled(labels)
+
+    def make() -> Network:
+        return build(chunk_tokens=16, max_tokens=40, encoder="mingru")
+
+    settings = config(epochs=8, batch_tokens=640, patience=8)
+    epochs = list(fit(make, long(1), long(2), settings))
+    assert epochs[-1].network.chunk == 16
+    assert evaluate(epochs[-1].network, long(3), 4096, CPU)[1] >= 0.98
+
+
+def test_frozen_embeddings_stay_as_they_start_and_all_else_moves() -> None:
+    torch.manual_seed(1)
+    before = weights(build(freeze_embeddings=True))
+    after = weights(trained(lambda: build(freeze_embeddings=True))[-1].network)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"embedding.weight"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"l1": 0.01, "weight_decay": 0.5}, {"mixup": 0.5, "averaging": "swa"}, {"deletion": 0.3}],
+    ids=_name,
+)
+@pytest.mark.parametrize("way", ["bucket", "post", "pre"])
+def test_the_vector_of_padding_stays_zero(way: str, options: dict[str, Any]) -> None:
+    [epoch] = trained(lambda: build(padding=way), epochs=1, **options)
+    moved = epoch.network.embedding.weight
+    assert not moved[PADDING].any()
+    assert moved[PADDING + 1 :].any(1).all()
+
+
+def test_training_rows_come_sorted_by_length_only_where_padding_is_by_bucket() -> None:
+    for way, sorted_by_length in (("bucket", True), ("post", False), ("pre", False)):
+        random = np.random.default_rng(1)
+        spread = [
+            np.ptp(TRAIN.lengths[rows])
+            for rows in training._batches(build(padding=way), TRAIN, 128, random)
+        ]
+        assert (np.mean(spread) < 1) == sorted_by_length
+
+
+# --- the loss of one batch ------------------------------------------------------------------
+
+STILL = {"dropout": 0.0, "word_dropout": 0.0}
+ROWS = np.array([3, 0, 7, 12, 9, 5])
+
+
+def loss_of(documents: Documents = TRAIN, **options: Any) -> tuple[float, Network]:
+    """The loss of a batch by the recipe (without smoothing unless asked), and its network."""
+    torch.manual_seed(1)
+    network = build(**STILL)
+    settings = config(**{"label_smoothing": 0.0, **options})
+    loss = training._Loss(network, documents, settings, CPU)(ROWS)
+    return loss.detach().item(), network
+
+
+def logs(network: Network, mix: Mix | None = None) -> np.ndarray:
+    """Log probabilities of the rows, float64, computed apart from the loss."""
+    with torch.no_grad():
+        scores = network(*padded(network, TRAIN, ROWS), mix)[0].double().numpy()
+    return scores - np.log(np.exp(scores).sum(1, keepdims=True))
+
+
+def truth() -> np.ndarray:
+    assert TRAIN.labels is not None
+    return TRAIN.labels[ROWS]
+
+
+def picked(found: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return found[np.arange(len(labels)), labels]
+
+
+def plain(network: Network) -> float:
+    return float(-picked(logs(network), truth()).mean())
+
+
+def test_the_plain_loss_is_the_mean_negative_log_of_the_right_class() -> None:
+    loss, network = loss_of()
+    assert loss == pytest.approx(plain(network), rel=1e-5)
+
+
+def test_smoothing_gives_every_class_its_part_of_the_mass() -> None:
+    loss, network = loss_of(label_smoothing=0.2)
+    # Of two classes each gets 0.1, the right one 0.8 more.
+    found = logs(network)
+    expected = -(0.8 * picked(found, truth()) + 0.1 * found.sum(1)).mean()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_confidence_penalty_is_the_negative_entropy() -> None:
+    loss, network = loss_of(confidence_penalty=0.3)
+    found = logs(network)
+    entropy = -(np.exp(found) * found).sum(1).mean()
+    assert 0 < entropy <= math.log(2)
+    assert loss == pytest.approx(plain(network) - 0.3 * entropy, rel=1e-5)
+
+
+def test_l1_is_the_sum_of_absolute_weights_and_spares_biases() -> None:
+    loss, network = loss_of(l1=0.01)
+    total = sum(
+        np.abs(value.detach().double().numpy()).sum()
+        for name, value in network.named_parameters()
+        if "bias" not in name
+    )
+    assert loss == pytest.approx(plain(network) + 0.01 * total, rel=1e-5)
+
+
+def test_balanced_classes_weigh_by_how_rare_they_are() -> None:
+    # One row of class 0 in four: 4 / (2 x 1) = 2 times its loss, 4 / (2 x 3) = 2/3 of the others.
+    few = TRAIN.labelled(np.resize([0, 1, 1, 1], len(TRAIN)))
+    loss, network = loss_of(few, class_weights="balanced")
+    labels = np.resize([0, 1, 1, 1], len(TRAIN))[ROWS]
+    weight = np.where(labels == 0, 2.0, 2 / 3)
+    assert loss == pytest.approx(-(weight * picked(logs(network), labels)).mean(), rel=1e-5)
+
+
+def test_a_mixture_is_judged_by_both_labels_in_its_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    other, share = np.array([1, 2, 0, 5, 4, 3]), np.array([0.9, 0.8, 0.7, 0.6, 0.55, 0.5])
+    mix = torch.from_numpy(other), torch.from_numpy(share).float()
+    monkeypatch.setattr(training, "_mixture", lambda *_: mix)
+    loss, network = loss_of(mixup=0.4)
+    found, labels = logs(network, mix), truth()
+    assert (labels != labels[other]).any()
+    expected = share * picked(found, labels) + (1 - share) * picked(found, labels[other])
+    assert loss == pytest.approx(-expected.mean(), rel=1e-5)
+
+
+def test_every_row_is_mixed_once_and_keeps_at_least_half_of_itself() -> None:
+    torch.manual_seed(1)
+    other, share = training._mixture(1000, 0.4, CPU)
+    assert sorted(other.tolist()) == list(range(1000))
+    assert other.tolist() != list(range(1000))
+    assert 0.5 <= float(share.min()) < 0.51
+    # A drawn share of 1/4 to 3/4 is folded to less than 3/4; Beta(0.4, 0.4) has 0.2873 there.
+    assert float((share < 0.75).float().mean()) == pytest.approx(0.2873, abs=0.04)
+
+
+@pytest.mark.parametrize("name", ["activation", "temporal"])
+def test_states_are_weighed_by_their_squares_or_those_of_their_change(name: str) -> None:
+    loss, network = loss_of(TRAIN, **{name: 0.7})
+    ids, lengths = padded(network, TRAIN, ROWS)
+    with torch.no_grad():
+        states = network.states(ids, lengths, [None])[0].double().numpy()
+    total = 0.0
+    for one, length in zip(states, lengths.tolist(), strict=True):
+        inside = one[:length] if name == "activation" else np.diff(one[:length], axis=0)
+        total += (inside**2).mean(1).sum()
+    expected = plain(network) + 0.7 * total / int(lengths.sum())
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_documents_are_changed_in_training_and_never_in_validation() -> None:
+    for name in ("deletion", "swap", "synonym"):
+        network = build(**STILL)
+        loss = training._Loss(network, TRAIN, config(**{name: 0.5}), CPU)
+        assert loss(ROWS).item() != loss(ROWS).item(), name
+        assert evaluate(network, TRAIN, 64, CPU) == evaluate(network, TRAIN, 64, CPU)
+
+
+def test_the_norm_of_the_gradient_is_clipped() -> None:
+    network = build(**STILL)
+    loss = training._Loss(network, TRAIN, config(), CPU)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = weights(network)
+    training._step(network, loss, ROWS, optimizer, 0.01)
+    after = weights(network)
+    moved = math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
+    assert moved == pytest.approx(0.01, rel=1e-3)
 
 
 # --- bad numbers and full memories ----------------------------------------------------------
@@ -188,10 +449,10 @@ class Hungry(Network):
     most = 64
     says: Exception = torch.OutOfMemoryError("CUDA out of memory")
 
-    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> Any:
+    def read(self, ids: torch.Tensor, lengths: torch.Tensor, mix: Mix | None = None) -> Reading:
         if ids.numel() > self.most:
             raise self.says
-        return super().forward(ids, lengths)
+        return super().read(ids, lengths, mix)
 
 
 @pytest.mark.parametrize(
@@ -222,55 +483,39 @@ def test_a_memory_that_stays_full_ends_with_a_way_out(monkeypatch: pytest.Monkey
         trained(lambda: Hungry(MODEL, 20, 2), batch_tokens=4096)
 
 
+def test_a_range_test_that_is_no_number_still_ends_in_a_trained_network(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # The network of the range test is broken, and the first one that is trained.
+    make, built = broken(times=2)
+    with caplog.at_level(logging.INFO, "nightshift"):
+        epochs = trained(make, learning_rate="range_test")
+    assert len(built) == 3
+    assert all(math.isfinite(one.validation_loss) for one in epochs)
+    # A fifth of the lowest rate there is, and a quarter of that.
+    assert "learning rate 2e-06, from a range test" in caplog.text
+    assert "learning_rate = 5e-07" in caplog.text
+
+
+def test_a_memory_that_is_full_in_the_range_test_is_met_by_half_the_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "nightshift"):
+        epochs = trained(
+            lambda: Hungry(MODEL, 20, 2), batch_tokens=128, learning_rate="range_test", epochs=1
+        )
+    assert len(epochs) == 1
+    [record] = caplog.records
+    assert "for batches of 128 tokens; starting again with batch_tokens = 64" in record.message
+
+
 def test_any_other_fault_is_not_taken_for_a_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hungry, "says", RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         trained(lambda: Hungry(MODEL, 20, 2), batch_tokens=256)
 
 
-# --- devices --------------------------------------------------------------------------------
-
-
-def test_a_device_that_is_missing_is_named() -> None:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    for name, found in there.items():
-        if found:
-            assert pick_device(name).type == name
-        else:
-            with pytest.raises(TrainingError, match=f"found no {name} device"):
-                pick_device(name)
-    assert pick_device("cpu") == CPU
-
-
-def test_auto_takes_the_first_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cuda, mps, expected in [(0, 0, "cpu"), (0, 1, "mps"), (1, 1, "cuda")]:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: bool(cuda))
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: bool(mps))
-        assert pick_device("auto").type == expected
-
-
-# --- passing forward ------------------------------------------------------------------------
-
-
-def test_answers_come_in_the_order_of_the_documents_whatever_the_batches() -> None:
-    torch.manual_seed(1)
-    network = build()
-    scores, vectors = forward(network, VALIDATION, 4096, CPU)
-    assert (scores.shape, vectors.shape) == ((60, 2), (60, 6))
-    assert scores.dtype == vectors.dtype == np.float32
-    for tokens in (1, 30):
-        again, others = forward(network, VALIDATION, tokens, CPU)
-        np.testing.assert_allclose(again, scores, atol=1e-6)
-        np.testing.assert_allclose(others, vectors, atol=1e-6)
-    order = np.random.default_rng(1).permutation(60)
-    np.testing.assert_allclose(
-        forward(network, VALIDATION.take(order), 50, CPU)[0], scores[order], atol=1e-6
-    )
-
-
-def test_no_documents_have_no_answers() -> None:
-    scores, vectors = forward(build(), VALIDATION.take(np.array([], np.int64)), 64, CPU)
-    assert (scores.shape, vectors.shape) == ((0, 2), (0, 6))
+# --- evaluation -----------------------------------------------------------------------------
 
 
 def test_the_loss_is_the_mean_negative_log_of_the_right_class() -> None:
@@ -284,25 +529,3 @@ def test_the_loss_is_the_mean_negative_log_of_the_right_class() -> None:
     loss, accuracy = evaluate(network, VALIDATION, 64, CPU)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert accuracy == np.mean(probabilities.argmax(1) == labels)
-
-
-# --- temperature ----------------------------------------------------------------------------
-
-
-def test_the_temperature_makes_confidence_match_how_often_it_is_right() -> None:
-    # Scores say (4, 0) in every row, and three rows of four agree: 4 / T = ln 3, T = 3.6410.
-    scores = np.array([[4.0, 0.0]] * 4, np.float32)
-    assert temperature(scores, np.array([0, 0, 0, 1])) == pytest.approx(4 / math.log(3), rel=1e-3)
-
-
-def test_scores_that_are_calibrated_keep_their_temperature() -> None:
-    scores = np.array([[math.log(3), 0.0]] * 4, np.float32)
-    assert temperature(scores, np.array([0, 0, 0, 1])) == pytest.approx(1, rel=1e-3)
-
-
-@pytest.mark.parametrize(("label", "bound"), [(0, math.exp(-2.5)), (1, math.exp(2.5))])
-def test_the_temperature_stays_in_its_bounds_where_all_is_right_or_wrong(
-    label: int, bound: float
-) -> None:
-    scores = np.array([[1.0, 0.0]] * 4, np.float32)
-    assert temperature(scores, np.array([label] * 4)) == pytest.approx(bound, rel=0.01)

@@ -16,7 +16,7 @@ THREE = [[2, 3], [2, 3, 3], [3, 4]]
 
 
 def documents(rows: list[list[int]], most: int = 50) -> Documents:
-    return Documents.from_lists(rows, most)
+    return Documents.from_lists(rows).cut(most)
 
 
 def topics(rows: int, seed: int = 1) -> list[list[int]]:
@@ -37,6 +37,15 @@ def test_tokens_are_counted_by_document() -> None:
 def test_counting_respects_selections_and_cut_documents() -> None:
     some = documents([[2, 3, 4], [3, 3, 2], [4, 4, 4]], most=2).take(np.array([2, 0]))
     assert count(some, 5).toarray().tolist() == [[0, 0, 0, 0, 2], [0, 0, 1, 1, 0]]
+
+
+def test_what_is_left_out_of_the_middle_is_neither_counted_nor_embedded() -> None:
+    whole = Documents.from_lists([[2, 3, 3, 3, 4], [], [3]])
+    ends = whole.cut(2, "both")
+    assert count(ends, 5).toarray().tolist() == [[0, 0, 1, 0, 1], [0] * 5, [0, 0, 0, 1, 0]]
+    words = np.array([[0, 0], [0, 0], [3, 0], [9, 9], [0, 4]], np.float32)
+    found = CorpusVectors(words, np.zeros(2, np.float32)).embed(ends)
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [0.5**0.5] * 2], atol=1e-6)
 
 
 def test_mutual_information_by_hand() -> None:

@@ -1,0 +1,67 @@
+"""Ask a trained network: documents in, scores and vectors out, on whatever device there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from .batches import Documents, buckets
+from .encoders import Network
+from .errors import TrainingError
+
+Watch = Callable[[Iterable[np.ndarray], int], Iterable[np.ndarray]]
+"""Wraps the batches of one pass, with their number, so that a caller can show progress."""
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` -> cuda, mps or cpu, the first that is there.
+
+    Raises: TrainingError when a device is asked for by name and missing.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device(next((name for name, yes in there.items() if yes), "cpu"))
+    if not there.get(wanted, True):
+        raise TrainingError(
+            f"train.device: found no {wanted} device, though pipelines.yaml asks for it. "
+            "Write `device: auto`, or run on a machine that has one."
+        )
+    return torch.device(wanted)
+
+
+def unwatched(batches: Iterable[np.ndarray], total: int) -> Iterable[np.ndarray]:
+    """Show no progress."""
+    return batches
+
+
+def padded(
+    network: Network, documents: Documents, rows: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as the network wants them padded: ids (rows, time), lengths (rows,)."""
+    way = network.config.padding
+    if way == "bucket":
+        return documents.pad(rows)
+    return documents.pad(rows, int(network.config.max_tokens), before=way == "pre")
+
+
+@torch.inference_mode()
+def forward(
+    network: Network,
+    documents: Documents,
+    batch_tokens: int,
+    device: torch.device,
+    watch: Watch = unwatched,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores before softmax (documents, classes) and vectors (documents, width), both float32."""
+    network.eval()
+    scores = np.empty((len(documents), network.head.out_features), np.float32)
+    vectors = np.empty((len(documents), network.head.in_features), np.float32)
+    parts = list(buckets(documents.lengths, batch_tokens))
+    for rows in watch(parts, len(parts)):
+        ids, lengths = padded(network, documents, rows)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            one, two = network(ids.to(device), lengths.to(device))
+        scores[rows], vectors[rows] = one.float().cpu().numpy(), two.float().cpu().numpy()
+    return scores, vectors
