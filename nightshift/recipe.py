@@ -72,7 +72,8 @@ class ModelConfig(Config):
     dropout: Share = 0.3
     """Share of embedding, pooled and document-vector values dropped in training."""
     state_dropout: Share = 0.0
-    """Share of state values dropped, the same ones at every step (Gal & Ghahramani 2016)."""
+    """Share of state values dropped, the same ones at every step of a chunk (Gal & Ghahramani
+    2016)."""
     weight_dropout: Share = 0.0
     """Share of recurrent weights dropped (DropConnect, Merity et al. 2018), of a minGRU and minLSTM
     their only ones; no effect on a Transformer or TDNN."""
@@ -174,7 +175,8 @@ class TrainConfig(Config):
     swap: Share = 0.0
     """Share of neighbouring tokens that change places in a training document."""
     synonym: Share = 0.0
-    """Share of tokens replaced by one of their nearest in the starting token vectors."""
+    """Share of tokens replaced by one of their nearest in the starting token vectors; for vectors
+    of the corpus, of a file or of pretraining: random ones have no neighbours worth the name."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: rare classes weigh as much in the loss as frequent ones."""
     patience: int = Field(default=3, ge=1)
@@ -189,11 +191,11 @@ class WideConfig(Config):
     use: bool = True
     """Blend it in, by the weight that validation chooses."""
     words: int = Field(default=2, ge=0, le=5)
-    """Longest run of words that is a feature; 0 for none."""
+    """Longest run of words that is a feature, signs being words too; 0 for none."""
     characters: int | Literal["auto"] = "auto"
-    """Longest run of characters inside a word; auto: 5, and none for long texts."""
+    """Longest run of characters between two spaces; auto: 5, and none for long texts."""
     han: int = Field(default=3, ge=0, le=8)
-    """Longest run of Chinese characters."""
+    """Longest run of characters of which one at least is Chinese."""
     min_documents: int = Field(default=2, ge=1)
     """A feature must stand in this many documents (1 where there are fewer than 200)."""
     features: int = Field(default=500_000, ge=10)

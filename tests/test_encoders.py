@@ -328,8 +328,8 @@ print(peak(10_000), peak(100_000))
 """
 ALLOWANCE = 32
 """MiB that the longer document may add: its ids, what each of its 196 chunks hands on, and what the
-allocator does not give back. Measured: 1 answering and 7 training; read as a whole the same two
-documents differ by 120 and 490."""
+allocator does not give back. Measured: 1 answering and 6 training; read as a whole the same two
+documents differ by 119 and 361."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")

@@ -160,7 +160,7 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
         ),
         (
             f"pipelines:\n  a:\n    {SOURCE}\n    train: {{q: 1}}\n",
-            "line 4: pipelines.a.train.q: unknown key; known here: activation, averaging, batch_tokens,",
+            "line 4: pipelines.a.train.q: unknown key; known here: activation, averaging,",
         ),
     ],
 )
