@@ -28,6 +28,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 from corpora import (
     CORPORA,
@@ -216,82 +217,66 @@ class Bare:
             for start in range(0, len(self.texts), 4096)
             for one in self.tokenizer.encode(self.texts[start : start + 4096])
         ]
-        self.encoded = Documents.from_lists(ids, config.max_tokens)
+        self.encoded = Documents.from_lists(ids).cut(config.max_tokens)
 
     def train(self) -> None:
-        """Fit the network and calibrate it."""
-        import numpy as np
-
-        from nightshift.bundle import BATCH_TOKENS, Model
-        from nightshift.encoders import Network
-        from nightshift.recipe import resolve
-        from nightshift.training import fit, forward, pick_device, temperature
+        """Learn the model, by the same verb as the night."""
+        from nightshift.learning import Learned, Material, learn
+        from nightshift.recipe import Recipe
 
         own = self.pipeline
         classes = sorted({self.documents[row]["label"] for row in self.sides["train"]})
-        lengths = self.encoded.lengths[self.sides["train"]]
-        p50, p95 = (int(one) for one in np.percentile(lengths, [50, 95]))
-        recipe, schedule = resolve(own.model, own.train, len(lengths), p50, p95)
-        self.encoded = self._cut(int(recipe.max_tokens))
-        sides = [self._labelled(side, classes) for side in ("train", "validation")]
-        for epoch in fit(
-            lambda: Network(recipe, self.tokenizer.size, len(classes)), *sides, schedule
-        ):
-            network = epoch.network
-        scores, _ = forward(network, sides[1], BATCH_TOKENS, pick_device(schedule.device))
-        self.model = Model(
-            "network", self.tokenizer, recipe, own.cleaning, network, labels=classes,
-            temperature=temperature(scores, sides[1].labels),
+        seen = sorted(row for name, rows in self.sides.items() if name != "test" for row in rows)
+        seen.sort(key=lambda row: self.documents[row]["doc_id"])
+        declared = own.source.split is not None
+        material = Material(
+            self.tokenizer,
+            classes,
+            *(self._side(name, classes) for name in ("train", "validation")),
+            text=self.encoded.take(np.array(seen)),
+            held_out=not declared
+            or all(one["split"] != "validation" for one in self.documents),
         )  # fmt: skip
+        recipe = Recipe(**{part: getattr(own, part) for part in Recipe.model_fields})
+        *_, learned = learn(material, recipe)
+        assert isinstance(learned, Learned)
+        self.model = learned.model
 
-    def _cut(self, most: int) -> Any:
-        import numpy as np
+    def _side(self, name: str, classes: list[str]) -> Any:
+        from nightshift.learning import Side
 
-        from nightshift.batches import Documents
+        rows = self.sides[name]
+        labels = np.array([classes.index(self.documents[row]["label"]) for row in rows], np.int64)
+        tokens = self.encoded.take(np.array(rows)).labelled(labels)
+        return Side(tokens, [self.texts[row] for row in rows])
 
-        lengths = np.minimum(self.encoded.lengths, most)
-        return Documents(self.encoded.ids, self.encoded.starts, lengths)
-
-    def _labelled(self, side: str, classes: list[str]) -> Any:
-        import numpy as np
-
-        labels = [classes.index(self.documents[row]["label"]) for row in self.sides[side]]
-        return self.encoded.take(np.array(self.sides[side]), np.array(labels, np.int64))
+    def _answer(self, rows: np.ndarray) -> Answers:
+        return self.model.answer(self.encoded.take(rows), [self.texts[row] for row in rows])
 
     def evaluate(self) -> None:
-        """Score the network and the linear model on the test rows."""
-        import numpy as np
+        """Score the model and its wide path alone on the test rows."""
+        from nightshift.scoring import score
 
-        from nightshift.scoring import linear_baseline, score
-
-        texts = {side: [self.texts[row] for row in rows] for side, rows in self.sides.items()}
-        labels = {
-            side: [self.documents[row]["label"] for row in rows]
-            for side, rows in self.sides.items()
-        }
-        said = self.model.answer(self.encoded.take(np.array(self.sides["test"]))).probabilities
-        self.scores: Scores = score(labels["test"], said, self.model.labels)
-        self.linear = linear_baseline(
-            texts["train"], labels["train"], texts["test"], labels["test"]
-        )
+        truth = [self.documents[row]["label"] for row in self.sides["test"]]
+        said = self._answer(np.array(self.sides["test"]))
+        assert said.probabilities is not None
+        assert said.wide is not None
+        self.scores: Scores = score(truth, said.probabilities, self.model.labels)
+        alone = score(truth, said.wide, self.model.labels)
+        self.linear = {"accuracy": alone.accuracy, "macro_f1": alone.macro_f1}
 
     def embed(self) -> None:
         """Classify and embed every document."""
-        import numpy as np
-
-        answers: list[Answers] = [
-            self.model.answer(self.encoded.take(np.arange(start, min(start + 16_384, size))))
-            for size in [len(self.texts)]
+        size = len(self.texts)
+        answers = [
+            self._answer(np.arange(start, min(start + 16_384, size)))
             for start in range(0, size, 16_384)
         ]
         self.vectors = np.concatenate([one.vectors for one in answers])
-        best = np.concatenate([one.probabilities.argmax(1) for one in answers])
-        self.said = [self.model.labels[one] for one in best]
+        self.said = [self.model.labels[row] for one in answers for row in one.choice]
 
     def cluster(self) -> None:
         """Group the vectors; sizes, keywords and exemplars of each group."""
-        import numpy as np
-
         from nightshift.clustering import cluster, keywords
 
         config = self.pipeline.clusters
@@ -316,8 +301,6 @@ class Bare:
     def report(self, to: Path) -> None:
         """The same page."""
         from collections import Counter
-
-        import numpy as np
 
         from nightshift.pictures import Point, lay_out
         from nightshift.reports import NightReport, digest_text, render
@@ -347,7 +330,7 @@ def bare(config: Path, name: str) -> dict[str, Any]:
 
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as a night does
     # First of all, as a night does: a stage's seconds then hold no imports of the library.
-    for module in ("bundle", "clustering", "intake", "reports", "training"):
+    for module in ("bundle", "clustering", "intake", "learning", "reports"):
         import_module(f"nightshift.{module}")
     night = Bare(load_settings(config).pipeline(name))
     night.seconds[AROUND] = time.time() - psutil.Process().create_time()

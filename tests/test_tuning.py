@@ -275,7 +275,8 @@ def test_a_killed_tuning_goes_on_and_ends_with_as_many_trials_as_asked(
     house = tuned_house
     space = {"train.learning_rate": {"low": 0.005, "high": 0.05, "log": True},
              "model.pooling": [["max"], ["attention", "max", "mean"]],
-             "train.epochs": [20], "train.patience": [20]}  # fmt: skip
+             # So many that a trial is still at work when it is interrupted, on any machine.
+             "train.epochs": [200], "train.patience": [200]}  # fmt: skip
     house.declare(tune={"space": space, "metric": "log_loss", "trials": 4})
     # Ctrl-C in the first trial, which reaches every process of the group.
     process = started(house)
