@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import ConfigError
 from .recipe import TrainConfig
 from .tokenizer import PADDING, UNKNOWN
 
@@ -31,14 +30,7 @@ def augment(
     Args: ids int64 (batch, time), padded on the right; lengths int64 (batch,); a table made by
     `neighbours`, on the same device, or None if `synonym` is 0; a generator on any device.
     Returns: new ids of the same shape and their lengths; the very same tensors if nothing is asked.
-    Raises: ConfigError for synonyms without neighbours.
     """
-    if config.synonym and neighbours is None:
-        raise ConfigError(
-            f"train.synonym: {config.synonym:g}, but model.embeddings starts at random, where no "
-            "token is like another. Write `embeddings: corpus` or a file of word vectors, or "
-            "`synonym: 0`."
-        )
     if config.synonym and neighbours is not None:
         ids = replace(ids, lengths, config.synonym, neighbours, generator)
     if config.swap:

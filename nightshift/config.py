@@ -145,6 +145,8 @@ def _explain(
     name = ".".join(str(part) for part in path)
     if error["type"] == "extra_forbidden":
         return f"{place}: {name}: unknown key;", nearest(str(path[-1]), _keys_at(model, path[:-1]))
+    if error["type"] == "refused_key":  # by a validator of ours; its value does not matter
+        return f"{place}: {name}:", error["msg"]
     if error["type"] == "missing":
         return f"{place}: {name} is missing.", "Add it."
     # Below the deepest key of the file pydantic only says which possible type it tried.

@@ -31,6 +31,7 @@ from .deciding import (
     threshold_for,
 )
 from .encoders import Network, grow_head
+from .errors import ConfigError
 from .inference import Watch, forward, pick_device, unwatched
 from .nearest import unit
 from .pretrained import PREFIX, Pretrained, refuse_unfit
@@ -181,6 +182,12 @@ def learn(
             network.load_state_dict(begin)
         return network
 
+    if train.synonym and start is None and warm is None and not begin:
+        raise ConfigError(
+            f"train.synonym: {train.synonym:g}, but token vectors start at random here, where no "
+            "token is like another. Write `model.embeddings: corpus` or a file of word vectors, "
+            "pretrain, or leave it 0."
+        )
     if warm is None and pretrained is None and not begin:
         # Discriminative rates protect what was learned before; here that is nothing.
         train = train.model_copy(update={"layer_decay": 1.0})
@@ -196,10 +203,11 @@ def learn(
         learned = _decided(material, recipe, model, network, wide, (rows, held), device)
     forgotten = _forgotten(champion, learned.model, material) if champion else []
     if train.refit and material.held_out:
-        best = min(epochs, key=lambda one: one.validation_loss).index
-        log.info("train     once more with the validation rows, %d passes", best)
+        best = min(epochs, key=lambda one: one.validation_loss)
+        losses = [one.validation_loss for one in epochs[: best.index]]
+        log.info("train     once more with the validation rows, %d passes", best.index)
         with seconds("refit"):
-            again = refit(build, rows.join(held), train, best, watch)
+            again = refit(build, rows.join(held), best.config, losses, watch)
             if again is not None:
                 learned = replace(
                     learned, model=_again(material, recipe, learned.model, again, device)

@@ -347,7 +347,11 @@ class TuneConfig(Config):
             try:
                 checked[key] = _tried(key, found)
             except ValueError as error:
-                why = PydanticCustomError("space", "{why}", {"why": str(error)})
+                why = (
+                    error
+                    if isinstance(error, PydanticCustomError)
+                    else PydanticCustomError("space", "{why}", {"why": str(error)})
+                )
                 shown = found if isinstance(found, list) else found.model_dump()
                 problems.append(InitErrorDetails(type=why, loc=(key,), input=shown))
         if problems:
@@ -390,9 +394,15 @@ def _tried(key: str, found: list[Any] | Range) -> list[Any] | Range:
     """The values of one key as the recipe reads them; ValueError for what it would refuse."""
     known = tunable()
     if key not in known:
-        # The right name in the wrong part is the likeliest slip.
-        named_so = [one for one in known if one.split(".")[1] == key.split(".")[-1]]
-        raise ValueError(f"cannot be tuned; {nearest(key, named_so or known).rstrip('.')}")
+        part, _, name = key.partition(".")
+        config = Recipe.model_fields.get(part)
+        if config is not None and name in getattr(config.annotation, "model_fields", {}):
+            why = "cannot be tuned; only what changes a score can, of model, pretrain, train, wide."
+        else:
+            # The right name in the wrong part is the likeliest slip.
+            named_so = [one for one in known if one.split(".")[1] == key.split(".")[-1]]
+            why = f"unknown key; {nearest(key, named_so or known)}"
+        raise PydanticCustomError("refused_key", "{why}", {"why": why})
     if isinstance(found, list):
         if not found:
             raise ValueError("at least one value is needed")

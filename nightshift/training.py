@@ -43,6 +43,8 @@ class Epoch:
     seconds: float
     network: Network = field(repr=False)
     """The network as this epoch left it; after the last epoch, with the best weights."""
+    config: TrainConfig = field(repr=False)
+    """What it was trained with: after a start that failed, not all of what was declared."""
 
     def __str__(self) -> str:
         return (
@@ -117,22 +119,24 @@ def refit(
     build: Callable[[], Network],
     documents: Documents,
     config: TrainConfig,
-    passes: int,
+    losses: list[float],
     watch: Watch = unwatched,
 ) -> Network | None:
-    """Train as `fit` does, for the first `passes` of its epochs, without looking at validation.
+    """Train as `fit` does, without looking at validation.
 
+    Args: `config` as the epochs of `fit` tell it; their validation losses up to the best one: a
+    pass is made for each, and the learning rate follows them as it did then.
     Returns: the last weights; None where the loss left the numbers or the memory was full.
     """
     device = pick_device(config.device)
     try:
-        config = _with_rate(build, documents, config, device)
         torch.manual_seed(config.seed)
         network = answering = build().to(device)
         done = _passes(network, documents, config, device, watch)
-        for _, (loss, average, _) in zip(range(passes), done, strict=False):
+        for then, (loss, average, schedule) in zip(losses, done, strict=False):
             if not math.isfinite(loss):
                 return None
+            schedule.epoch(then)
             answering = average
     except (RuntimeError, MemoryError) as error:
         if not _memory_is_full(error):
@@ -179,6 +183,7 @@ def _fit_once(
             tokens_per_second=float(train.lengths.sum()) / seconds,
             seconds=seconds,
             network=network,
+            config=config,
         )
         if stop:
             return

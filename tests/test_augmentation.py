@@ -11,7 +11,6 @@ from torch import Tensor
 
 from nightshift import augmentation
 from nightshift.augmentation import augment, delete, neighbours, replace, swap
-from nightshift.errors import ConfigError
 from nightshift.recipe import TrainConfig
 from nightshift.tokenizer import PADDING, UNKNOWN
 
@@ -241,11 +240,6 @@ def test_without_a_generator_the_global_seed_decides() -> None:
     one = augment(ids, lengths, config(deletion=0.3))[1]
     torch.manual_seed(3)
     assert torch.equal(one, augment(ids, lengths, config(deletion=0.3))[1])
-
-
-def test_synonyms_without_neighbours_are_an_error_that_names_both_settings() -> None:
-    with pytest.raises(ConfigError, match=r"train\.synonym: 0\.1.*model\.embeddings"):
-        augment(IDS, LENGTHS, config(synonym=0.1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

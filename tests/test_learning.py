@@ -200,6 +200,11 @@ def test_rehearsal_takes_all_that_is_new_and_a_share_of_what_is_old(champion: Mo
     assert found.figures["rows"] == 60
 
 
+def test_synonyms_among_vectors_that_start_at_random_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.synonym: 0\.1.*model\.embeddings"):
+        learned(material(), recipe(train={"synonym": 0.1}))
+
+
 # --- thresholds -------------------------------------------------------------------------------
 
 

@@ -123,7 +123,14 @@ def test_a_caller_can_watch_the_batches_of_every_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"averaging": "swa"}, {"averaging": "ema"}, {"learning_rate": "range_test"}]
+    "options",
+    [
+        {},
+        {"averaging": "swa"},
+        {"averaging": "ema"},
+        {"learning_rate": "range_test"},
+        {"schedule": "plateau", "learning_rate": 0.3, "epochs": 12, "patience": 6},
+    ],
 )
 def test_training_again_for_as_many_passes_ends_in_the_very_same_weights(
     options: dict[str, Any],
@@ -131,8 +138,9 @@ def test_training_again_for_as_many_passes_ends_in_the_very_same_weights(
     settings = config(**{"epochs": 4, **options})
     epochs = list(fit(build, TRAIN, VALIDATION, settings))
     best = min(epochs, key=lambda one: one.validation_loss).index
-    again = refit(build, TRAIN, settings, passes=best)
-    other = refit(build, TRAIN, settings, passes=best % 4 + 1)
+    losses = [one.validation_loss for one in epochs]
+    again = refit(build, TRAIN, epochs[-1].config, losses[:best])
+    other = refit(build, TRAIN, epochs[-1].config, losses[: best % 4 + 1])
     assert again is not None
     assert other is not None
     # The last epoch hands out the best weights.
@@ -140,12 +148,28 @@ def test_training_again_for_as_many_passes_ends_in_the_very_same_weights(
     assert not equal(weights(again), weights(other))
 
 
+def test_training_again_lowers_the_rate_where_it_was_lowered_before() -> None:
+    settings = config(schedule="plateau", learning_rate=0.3, epochs=4, patience=4)
+    rising, falling = (
+        refit(build, TRAIN, settings, losses) for losses in ([1, 2, 3, 4], [4, 3, 2, 1])
+    )
+    assert rising is not None
+    assert falling is not None
+    assert not equal(weights(rising), weights(falling))
+
+
+def test_epochs_tell_the_rate_that_a_second_start_was_given() -> None:
+    make, _ = broken(times=1)
+    epochs = list(fit(make, TRAIN, VALIDATION, config(learning_rate=0.02)))
+    assert [one.config.learning_rate for one in epochs] == [0.005] * len(epochs)
+
+
 def test_training_again_gives_nothing_where_the_loss_is_no_number_or_the_memory_full() -> None:
     make, built = broken(times=9)
-    assert refit(make, TRAIN, config(), passes=1) is None
+    assert refit(make, TRAIN, config(), [1.0]) is None
     assert len(built) == 1
     settings = config(batch_tokens=4096)
-    assert refit(lambda: Hungry(MODEL, 20, 2), TRAIN, settings, passes=1) is None
+    assert refit(lambda: Hungry(MODEL, 20, 2), TRAIN, settings, [1.0]) is None
 
 
 def test_a_single_document_still_trains() -> None:

@@ -63,7 +63,7 @@ def test_values_of_the_space_are_those_the_recipe_would_read(tmp_path: Path) -> 
     [
         ("train.learnin_rate: [0.1]", "did you mean 'train.learning_rate'?"),
         ("train.dropout: [0.1]", "did you mean 'model.dropout'?"),
-        ("cleaning.case: [lower]", "cannot be tuned"),
+        ("cleaning.case: [lower]", "cleaning.case: cannot be tuned; only"),
         ("train.device: [cpu]", "cannot be tuned"),
         ("train.learning_rate: [0.1, 5]", "5 does not fit: Input should be less than or equal"),
         ("train.learning_rate: {low: 0.1, high: 5}", "5.0 does not fit"),
