@@ -27,12 +27,17 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from corpora import CORPORA, RESULTS, add_data_option, busy_seconds, machine
-from peers import PeerError, environment, held_out, read_corpus, scores
+from peers import PeerError, Rows, environment, held_out, read_corpus, scores
 from quality_page import write_page, write_whole
 from quality_plan import Job, plan
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Answers
+    from nightshift.learning import Learned
+    from nightshift.recipe import Recipe as Declared
 
 HERE = Path(__file__)
 NEEDED = ("accuracy", "macro_f1", "train_seconds", "train_cpu_seconds", "documents_per_second",
@@ -42,32 +47,38 @@ NEEDED = ("accuracy", "macro_f1", "train_seconds", "train_cpu_seconds", "documen
 # --- one job --------------------------------------------------------------------------------
 
 
-def nightshift_job(corpus: str, overrides: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Train Nightshift's recipe with some keys changed, then read the test rows once.
+@dataclass(frozen=True)
+class Taught:
+    """What was learned from a corpus, and what all of it took before the first answer."""
 
-    The corpora lie in the folder NIGHTSHIFT_DATA; `peers.read_corpus` gives the rows that every
-    peer sees. `seed` goes where `train.seed` goes.
+    learned: Learned
+    recipe: Declared
+    train_seconds: float
+    train_cpu_seconds: float
 
-    Args: overrides by the keys of recipe.py, such as {"model": {"encoder": "gru"}}.
-    Returns: accuracy, macro_f1 (test, of the blend); network_accuracy, wide_accuracy (test, each
-    path alone); validation_accuracy; weight (of the network in the blend); calibration_error;
-    train_seconds, train_cpu_seconds (all that precedes the first answer); seconds by part;
-    documents_per_second (of the test rows, by CPU time); parameters; threads; train_rows;
-    test_rows; note.
+    def answer(self, texts: list[str]) -> Answers:
+        """The answers to texts as they stand in the corpus."""
+        from nightshift.cleaning import clean
+
+        model = self.learned.model
+        asked = [clean(text, self.recipe.cleaning) for text in texts]
+        return model.answer(model.documents(asked), asked)
+
+
+def teach(train: Rows, held: Rows, declared: bool, overrides: dict[str, Any], seed: int) -> Taught:
+    """Learn Nightshift's recipe with some keys changed, all of it by the night's own code.
+
+    Args: training and validation rows; whether the corpus declares who is which; overrides by the
+    keys of recipe.py, such as {"model": {"encoder": "gru"}}; `seed` goes where `train.seed` goes.
     """
     import numpy as np
-    import torch
 
     from nightshift.batches import Documents
     from nightshift.cleaning import clean
     from nightshift.learning import Learned, Material, Side, learn
     from nightshift.recipe import Recipe
-    from nightshift.scoring import calibration_error
     from nightshift.tokenizer import Tokenizer, TokenizerConfig
 
-    where = next(one for one in CORPORA if one.name == corpus)
-    sides = read_corpus(where, Path(os.environ["NIGHTSHIFT_DATA"]))
-    train, held = held_out(sides.train, sides.validation, seed)
     changed = {**overrides, "train": {**overrides.get("train", {}), "seed": seed}}
     config = TokenizerConfig.model_validate(changed.pop("tokenizer", {}))
     recipe = Recipe.model_validate(changed)
@@ -84,22 +95,42 @@ def nightshift_job(corpus: str, overrides: dict[str, Any], seed: int) -> dict[st
     material = Material(
         tokenizer, classes, side(texts[0], train.labels), side(texts[1], held.labels),
         Documents.from_lists(tokenizer.encode([*texts[0], *texts[1]])),
-        held_out=not sides.validation.texts,
+        held_out=not declared,
     )  # fmt: skip
     *_, learned = learn(material, recipe)
     assert isinstance(learned, Learned)
-    took = {
-        "train_seconds": time.perf_counter() - wall,
-        "train_cpu_seconds": time.process_time() - cpu,
-    }
-    asked = [clean(text, recipe.cleaning) for text in sides.test.texts]
+    return Taught(learned, recipe, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def nightshift_job(corpus: str, overrides: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Teach, then read the test rows once.
+
+    The corpora lie in the folder NIGHTSHIFT_DATA; `peers.read_corpus` gives the rows that every
+    peer sees.
+
+    Returns: accuracy, macro_f1 (test, of the blend); network_accuracy, wide_accuracy (test, each
+    path alone); validation_accuracy; weight (of the network in the blend); calibration_error;
+    train_seconds, train_cpu_seconds (all that precedes the first answer); seconds by part;
+    documents_per_second (of the test rows, by CPU time); parameters; threads; train_rows;
+    test_rows; note.
+    """
+    import numpy as np
+    import torch
+
+    from nightshift.scoring import calibration_error
+
+    where = next(one for one in CORPORA if one.name == corpus)
+    sides = read_corpus(where, Path(os.environ["NIGHTSHIFT_DATA"]))
+    train, held = held_out(sides.train, sides.validation, seed)
+    taught = teach(train, held, bool(sides.validation.texts), overrides, seed)
     cpu = time.process_time()
-    said = learned.model.answer(Documents.from_lists(tokenizer.encode(asked)), asked)
+    said = taught.answer(sides.test.texts)
     answering = time.process_time() - cpu
+    classes, figures = taught.learned.model.labels, taught.learned.figures
+    place = {name: index for index, name in enumerate(classes)}
     truth = np.array([place.get(label, -1) for label in sides.test.labels])
     assert said.probabilities is not None
     right = said.choice == truth
-    figures = learned.figures
     return {
         "accuracy": float(right.mean()),
         "macro_f1": scores(sides.test.labels, [classes[one] for one in said.choice])[1],
@@ -110,14 +141,15 @@ def nightshift_job(corpus: str, overrides: dict[str, Any], seed: int) -> dict[st
         "calibration_error": calibration_error(
             said.probabilities[np.arange(len(truth)), said.choice], right
         ),
-        **took,
+        "train_seconds": taught.train_seconds,
+        "train_cpu_seconds": taught.train_cpu_seconds,
         "seconds": {key: value for key, value in figures.items() if key.endswith("_seconds")},
         "documents_per_second": len(truth) / answering,
         "parameters": int(figures["parameters"]),
         "threads": torch.get_num_threads(),
         "train_rows": len(train.labels),
         "test_rows": len(truth),
-        "note": "; ".join(learned.notes),
+        "note": "; ".join(taught.learned.notes),
     }
 
 

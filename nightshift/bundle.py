@@ -16,6 +16,7 @@ two bundles of different versions live in one process under different package na
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from safetensors import torch as tensors
 
 from .batches import Documents
 from .cleaning import CleaningConfig, clean, reject_reason
-from .deciding import Blend, Reject, Threshold, apply_threshold
+from .deciding import Blend, Reject, Spaces, Threshold, apply_threshold
 from .encoders import Network
 from .errors import BundleError, ConfigError
 from .inference import Watch, forward, pick_device, unwatched
@@ -48,6 +49,8 @@ MODULES = [
 ]  # fmt: skip
 BATCH_TOKENS = 16_384
 ONE_PATH = Blend(1.0, 1.0, 1.0)
+NEVER = Reject("probability", -math.inf, {}, {})
+"""Keeps nothing back."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,15 @@ class Answers:
     """What a model says of documents; all but the vectors are None without a classifier.
 
     vectors: unit length, float32 (documents, width). probabilities: float32 (documents, classes).
-    choice: int64 (documents,), the class said. abstained: bool (documents,). network, wide:
+    choice: int64 (documents,), the class said. scope: float32 (documents,), the reject score,
+    little where a document is out of scope. abstained: bool (documents,). network, wide:
     probabilities of each path alone, None where there is none.
     """
 
     vectors: np.ndarray
     probabilities: np.ndarray | None = None
     choice: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    scope: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     abstained: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     network: np.ndarray | None = None
     wide: np.ndarray | None = None
@@ -111,14 +116,16 @@ class Model:
         assert self.network is not None
         there = pick_device(device)
         scores, raw = forward(self.network.to(there), documents, BATCH_TOKENS, there, watch)
-        vectors = unit(raw).astype(np.float32)
         wide = self.wide.scores(texts) if self.wide is not None else None
         said = self.blend.probabilities(scores, wide)
+        reject = self.reject or NEVER
+        scope = reject.scores(said, spaces(raw, wide))
         return Answers(
-            vectors,
+            unit(raw).astype(np.float32),
             said,
             self.chosen(said),
-            self._abstained(said, vectors),
+            scope,
+            scope < reject.threshold,
             self.blend.probabilities(scores, None),
             None if wide is None else self.blend.probabilities(None, wide),
         )
@@ -128,11 +135,6 @@ class Model:
         if self.positive is None or self.threshold is None:
             return probabilities.argmax(1)
         return apply_threshold(probabilities, self.positive, self.threshold.value)
-
-    def _abstained(self, probabilities: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        if self.reject is None:
-            return np.zeros(len(probabilities), bool)
-        return self.reject.abstained(probabilities, vectors)
 
     def save(self, folder: Path) -> str:
         """Write the three files; returns the model_id."""
@@ -224,6 +226,11 @@ class Model:
         if about["wide"]:
             model.wide = Wide.from_parts(parts["wide"], about["wide"])
         return model
+
+
+def spaces(vectors: np.ndarray, wide: np.ndarray | None) -> Spaces:
+    """Where distances are measured: in the network's vectors and in the wide path's scores."""
+    return {"network": vectors} | ({} if wide is None else {"wide": wide})
 
 
 @dataclass(frozen=True)

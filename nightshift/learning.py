@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 import torch
 
 from .batches import Documents
-from .bundle import BATCH_TOKENS, Model
+from .bundle import BATCH_TOKENS, Model, spaces
 from .corpus import Labelled, texts_of, tokens_of
 from .deciding import (
-    Neighbours,
+    Gaussians,
     Threshold,
     class_weights,
     fit_blend,
+    fit_near,
     fit_reject,
     positive_class,
     sample,
@@ -33,7 +34,6 @@ from .deciding import (
 from .encoders import Network, grow_head
 from .errors import ConfigError
 from .inference import Watch, forward, pick_device, unwatched
-from .nearest import unit
 from .pretrained import PREFIX, Pretrained, refuse_unfit
 from .pretraining import Pass, pretrain
 from .recipe import AnswerConfig, ModelConfig, PretrainConfig, Recipe, TrainConfig, resolve
@@ -200,7 +200,7 @@ def learn(
     with seconds("wide"):
         wide = _wide(material.train, material, recipe)
     with seconds("decide"):
-        learned = _decided(material, recipe, model, network, wide, (rows, held), device)
+        learned = _decided(material, recipe, model, network, wide, held, device)
     forgotten = _forgotten(champion, learned.model, material) if champion else []
     if train.refit and material.held_out:
         best = min(epochs, key=lambda one: one.validation_loss)
@@ -311,31 +311,32 @@ def _again(
     """The model with both paths fitted to all rows; what validation chose stays as it is."""
     one, two = material.train, material.validation
     both = Side(one.documents.join(two.documents), [*one.texts, *two.texts])
-    return replace(
-        chosen,
-        network=network,
-        wide=_wide(both, material, recipe),
-        reject=None if chosen.reject is None else replace(
-            chosen.reject,
-            neighbours=_neighbours(network, chosen.config, both.documents, recipe, device),
-        ),
-    )  # fmt: skip
+    wide = _wide(both, material, recipe)
+    reject = chosen.reject
+    if reject is not None:
+        near = _near(network, wide, chosen.config, both, recipe, device)
+        reject = replace(reject, near=near)
+    return replace(chosen, network=network, wide=wide, reject=reject)
 
 
-def _neighbours(
+def _near(
     network: Network,
+    wide: Wide | None,
     model: ModelConfig,
-    rows: Documents,
+    side: Side,
     recipe: Recipe,
     device: torch.device,
-) -> Neighbours | None:
-    """Training documents that the reject score measures distances to."""
+) -> dict[str, Gaussians]:
+    """Where the classes are, that the reject score measures distances to."""
+    labels = side.documents.labels
+    assert labels is not None
     if recipe.answers.reject_score == "probability":
-        return None
-    assert rows.labels is not None
-    some = rows.take(sample(rows.labels, recipe.train.seed))
-    some = some.cut(int(model.max_tokens), model.truncation)
-    return Neighbours.of(forward(network, some, BATCH_TOKENS, device)[1])
+        return {}
+    some = sample(labels, recipe.train.seed)
+    rows = side.documents.take(some).cut(int(model.max_tokens), model.truncation)
+    vectors = forward(network, rows, BATCH_TOKENS, device)[1]
+    scores = None if wide is None else wide.scores([side.texts[one] for one in some])
+    return fit_near(spaces(vectors, scores), labels[some], recipe.answers)
 
 
 def _decided(
@@ -344,11 +345,10 @@ def _decided(
     model: ModelConfig,
     network: Network,
     wide: Wide | None,
-    sides: tuple[Documents, Documents],
+    held: Documents,
     device: torch.device,
 ) -> Learned:
     """Blend both paths and set every threshold, on validation."""
-    rows, held = sides
     truth = held.labels
     assert truth is not None
     scores, vectors = forward(network, held, BATCH_TOKENS, device)
@@ -356,7 +356,7 @@ def _decided(
     blend = fit_blend(scores, wide_scores, truth)
     said = blend.probabilities(scores, wide_scores)
     positive, threshold, notes = _positive(said, truth, material.classes, recipe.answers)
-    neighbours = _neighbours(network, model, rows, recipe, device)
+    near = _near(network, wide, model, material.train, recipe, device)
     found = Model(
         kind="network",
         tokenizer=material.tokenizer,
@@ -365,7 +365,7 @@ def _decided(
         network=network,
         wide=wide,
         blend=blend,
-        reject=fit_reject(recipe.answers, said, unit(vectors), neighbours),
+        reject=fit_reject(recipe.answers, said, spaces(vectors, wide_scores), near),
         positive=positive,
         threshold=threshold,
         labels=material.classes,

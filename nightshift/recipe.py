@@ -210,8 +210,9 @@ class AnswerConfig(Config):
     keep: float = Field(default=0.95, gt=0, le=1)
     """Share of validation's answers that are kept; the least sure of the rest are `abstained`."""
     reject_score: Literal["blend", "probability", "distance"] = "blend"
-    """What is little where a document is out of scope: the largest probability, the likeness to the
-    nearest training documents, or the sum of both, standardised on validation."""
+    """How a document out of scope is recognised: by a small largest probability; by its distance
+    from every class, in the network's vectors and in the wide path's scores; or by both distances
+    and the entropy of the answer, each standardised on validation and added."""
     positive: str | None = None
     """Of two classes, the one that must be found or must not be falsely said, such as spam."""
     precision: float | None = Field(default=None, gt=0, lt=1)

@@ -19,7 +19,7 @@ import torch
 from nightshift.batches import Documents
 from nightshift.bundle import MODULES, Bundle, Clusters, Model
 from nightshift.cleaning import CleaningConfig
-from nightshift.deciding import Blend, Neighbours, Reject, Scale, Threshold
+from nightshift.deciding import Blend, Gaussians, Reject, Scale, Threshold
 from nightshift.encoders import Network
 from nightshift.errors import BundleError
 from nightshift.nearest import unit
@@ -54,20 +54,21 @@ def model(kind: Kind = "network", **options: Any) -> Model:
     parts: dict[str, Any] = {"corpus": CorpusVectors(words, common)}
     if kind == "network":
         wide = Wide.fit(TEXTS, np.arange(5) % 3, 3, WideConfig())
-        near = Neighbours.of(random.normal(size=(9, 6)))
+        near = {"network": Gaussians.of(random.normal(size=(9, 6)), np.arange(9) % 3)}
+        scales = {"network": Scale(0.4, 0.1), "entropy": Scale(0.0, 0.5)}
         parts = {
             "network": Network(config, learned.size, 3),
             "wide": wide,
             "labels": ["cats", "dogs", "other"],
             "blend": Blend(0.7, 0.5, 0.6),
-            "reject": Reject("blend", 0.2, Scale(0.4, 0.1), Scale(0.0, 0.5), near),
+            "reject": Reject("blend", 0.2, scales, near),
         }
     return Model(kind, learned, config, CleaningConfig(), **{**parts, **options})
 
 
 def surest(threshold: float) -> Reject:
     """Keep back what is less probable than this."""
-    return Reject("probability", threshold, Scale(), Scale())
+    return Reject("probability", threshold, {}, {})
 
 
 CLUSTERS = Clusters(
@@ -119,13 +120,11 @@ def test_a_model_with_all_its_parts_survives_its_files_bit_for_bit(tmp_path: Pat
     documents = made.documents(TEXTS)
     plain = made.answer(documents, TEXTS)
     assert made.reject is not None
-    assert plain.probabilities is not None
     # Two of the five are kept back.
-    scores = made.reject.scores(plain.probabilities, plain.vectors)
-    made.reject = replace(made.reject, threshold=float(np.sort(scores)[2]))
+    made.reject = replace(made.reject, threshold=float(np.sort(plain.scope)[2]))
     made.save(tmp_path)
     before, after = made.answer(documents, TEXTS), Model.load(tmp_path).answer(documents, TEXTS)
-    for name in ("vectors", "probabilities", "choice", "abstained", "network", "wide"):
+    for name in ("vectors", "probabilities", "choice", "scope", "abstained", "network", "wide"):
         found = getattr(after, name)
         assert np.array_equal(found, getattr(before, name)), name
         assert len(found) == len(TEXTS), name
@@ -141,14 +140,16 @@ def test_a_model_with_all_its_parts_survives_its_files_bit_for_bit(tmp_path: Pat
 def test_every_reject_score_survives_its_files(
     tmp_path: Path, score: Literal["blend", "probability", "distance"]
 ) -> None:
-    near = Neighbours.of(np.random.default_rng(3).normal(size=(7, 6)))
-    kept = None if score == "probability" else near
-    made = Reject(score, -math.inf, Scale(0.5, 0.1), Scale(0.1, 0.3), kept)
+    near = Gaussians.of(np.random.default_rng(3).normal(size=(7, 6)), np.arange(7) % 2)
+    scales = {"network": Scale(0.5, 0.1), "entropy": Scale(0.1, 0.3)}
+    kept = {} if score == "probability" else {"network": near}
+    made = Reject(score, -math.inf, scales, kept)
     model(reject=made).save(tmp_path)
     loaded = Model.load(tmp_path).reject
     assert loaded is not None
     assert loaded.threshold == -math.inf
-    given = np.array([[0.2, 0.8], [0.5, 0.5]], np.float32), np.eye(6, dtype=np.float32)[:2]
+    there = {"network": np.eye(6, dtype=np.float32)[:2]}
+    given = np.array([[0.2, 0.8], [0.5, 0.5]], np.float32), there
     assert np.array_equal(loaded.scores(*given), made.scores(*given))
 
 

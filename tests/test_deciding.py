@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from nightshift.deciding import (
+    WIDEST,
     Blend,
-    Neighbours,
+    Gaussians,
     Reject,
+    Spaces,
     Threshold,
     apply_threshold,
     average_precision,
     class_weights,
     fit_blend,
+    fit_near,
     fit_reject,
     keep_threshold,
     positive_class,
@@ -171,35 +174,41 @@ def test_a_blend_survives_json() -> None:
 # --- reject ---------------------------------------------------------------------------------
 
 
-def test_the_mean_cosine_is_that_of_the_five_nearest() -> None:
-    angles = np.radians([0, 10, 20, 30, 40, 50, 60])
-    there = Neighbours.of(3 * np.stack([np.cos(angles), np.sin(angles)], 1))
-    assert there.vectors.dtype == np.float16
-    # Seen from angle 0 the five nearest stand at 0 to 40 degrees, whatever the lengths.
-    wanted = np.cos(angles[:5]).mean()
-    assert there.cosine(np.array([[7.0, 0.0], [0.0, 0.0]])) == pytest.approx([wanted, 0], abs=1e-3)
+def test_the_distance_is_that_to_the_nearest_class_in_units_of_their_common_spread() -> None:
+    # Two classes round (0, 0) and (10, 0), each two apart along x and four along y: variances 1, 4.
+    cross = np.array([[1.0, 2], [1, -2], [-1, 2], [-1, -2]])
+    there = Gaussians.of(np.vstack([cross, cross + np.array([10, 0])]), np.repeat([3, 5], 4))
+    # A share of 0.3 of the covariance is the mean variance 2.5: 0.7 + 0.75 and 2.8 + 0.75.
+    wanted = [0, 3 / np.sqrt(1.45), 6 / np.sqrt(3.55), 2 / np.sqrt(1.45)]
+    found = there.distance(np.array([[0.0, 0], [3, 0], [0, 6], [8, 0]]))
+    assert found.dtype == np.float32
+    assert found == pytest.approx(wanted, abs=1e-3)
 
 
-def test_with_fewer_than_five_neighbours_all_of_them_count_and_with_none_nothing_is_near() -> None:
-    there = Neighbours.of(np.eye(2))
-    assert there.cosine(np.array([[1.0, 0.0]])) == pytest.approx([0.5], abs=1e-3)
-    nobody = Neighbours.of(np.empty((0, 2)))
-    assert nobody.cosine(np.array([[1.0, 0.0]])).tolist() == [0]
+def test_one_row_or_equal_rows_still_give_a_distance() -> None:
+    for rows in (1, 4):
+        there = Gaussians.of(np.ones((rows, 3)), np.zeros(rows, np.int64))
+        near, far = there.distance(np.array([[1.0, 1, 1], [2, 1, 1]]))
+        assert near < 1e-2 < far < np.inf
 
 
-def test_the_cosine_does_not_depend_on_what_shares_its_chunk() -> None:
+def test_a_distance_does_not_depend_on_what_shares_its_chunk() -> None:
     random = np.random.default_rng(7)
-    there = Neighbours.of(random.normal(size=(50, 8)))
+    there = Gaussians.of(random.normal(size=(50, 8)), np.arange(50) % 3)
     vectors = random.normal(size=(2500, 8))
-    whole = there.cosine(vectors)
-    near = np.sort(
-        (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)) @ there.vectors.T.astype(float)
-    )
-    assert whole == pytest.approx(near[:, -5:].mean(1), abs=1e-5)
-    assert there.cosine(vectors[2040:2050]) == pytest.approx(whole[2040:2050], abs=1e-6)
+    whole = there.distance(vectors)
+    assert there.distance(vectors[2040:2050]) == pytest.approx(whole[2040:2050], abs=1e-4)
 
 
-def test_neighbours_are_sampled_alike_from_every_class_and_small_classes_stay_whole() -> None:
+def test_spaces_that_are_too_wide_or_not_asked_for_are_left_out() -> None:
+    given = {"network": np.eye(4), "wide": np.zeros((4, WIDEST + 1))}
+    labels = np.arange(4)
+    assert list(fit_near(given, labels, AnswerConfig())) == ["network"]
+    assert fit_near(given, labels, AnswerConfig(reject_score="probability")) == {}
+    assert fit_near({"network": np.empty((0, 4))}, labels[:0], AnswerConfig()) == {}
+
+
+def test_rows_are_sampled_alike_from_every_class_and_small_classes_stay_whole() -> None:
     labels = np.array([0] * 100 + [1] * 100 + [2] * 4)
     kept = sample(labels, 1, limit=34)
     assert np.bincount(labels[kept]).tolist() == [15, 15, 4]
@@ -228,68 +237,82 @@ def test_new_documents_like_validation_are_kept_as_often_as_promised() -> None:
     assert 0.9 <= np.mean(kept) + 0.01 < 0.925
 
 
-def sides(rows: int) -> tuple[np.ndarray, np.ndarray, Neighbours]:
+def sides(rows: int) -> tuple[np.ndarray, Spaces, dict[str, Gaussians]]:
     random = np.random.default_rng(9)
-    vectors = random.normal(size=(rows, 6)).astype(np.float32) + 2
+    given = {name: random.normal(size=(rows, 6)).astype(np.float32) + 2 for name in ("a", "b")}
     surest = random.uniform(0.5, 1, rows)
     probabilities = np.column_stack([surest, 1 - surest]).astype(np.float32)
-    near = random.normal(size=(300, 6)) + 2
-    return probabilities, vectors, Neighbours.of(near)
+    train = {name: random.normal(size=(300, 6)) + 2 for name in ("a", "b")}
+    return probabilities, given, fit_near(train, np.arange(300) % 2, AnswerConfig())
+
+
+def kept_back(reject: Reject, probabilities: np.ndarray, given: Spaces) -> np.ndarray:
+    return reject.scores(probabilities, given) < reject.threshold
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    return -(probabilities * np.log(probabilities)).sum(1).astype(float)
 
 
 @pytest.mark.parametrize("score", ["blend", "probability", "distance"])
 def test_a_far_and_unsure_document_is_kept_back_and_a_near_and_sure_one_answered(
     score: str,
 ) -> None:
-    probabilities, vectors, near = sides(400)
-    reject = fit_reject(AnswerConfig(reject_score=score), probabilities, vectors, near)  # pyright: ignore[reportArgumentType]
-    said = np.array([[0.4, 0.6], [0.99, 0.01]], np.float32)
+    probabilities, given, near = sides(400)
+    reject = fit_reject(AnswerConfig(reject_score=score), probabilities, given, near)  # pyright: ignore[reportArgumentType]
+    said = np.array([[0.45, 0.55], [0.99, 0.01]], np.float32)
     where = np.array([[-2.0] * 6, [2.0] * 6], np.float32)
-    assert reject.abstained(said * [[0.7], [1]], where).tolist() == [True, False]
-    assert 0.95 <= 1 - reject.abstained(probabilities, vectors).mean() < 0.96
+    there = {"a": where, "b": where}
+    assert kept_back(reject, said * [[0.8], [1]], there).tolist() == [True, False]
+    assert 0.95 <= 1 - kept_back(reject, probabilities, given).mean() < 0.96
 
 
-def test_the_blend_adds_both_scores_in_units_of_their_spread_on_validation() -> None:
-    probabilities, vectors, near = sides(100)
-    reject = fit_reject(AnswerConfig(), probabilities, vectors, near)
-    parts = [probabilities.max(1).astype(float), near.cosine(vectors).astype(float)]
-    wanted = sum((one - one.mean()) / one.std() for one in parts)
-    assert reject.scores(probabilities, vectors) == pytest.approx(wanted, abs=1e-3)
+def test_the_blend_adds_entropy_and_distances_in_units_of_their_spread_on_validation() -> None:
+    probabilities, given, near = sides(100)
+    reject = fit_reject(AnswerConfig(), probabilities, given, near)
+    distances = [near[name].distance(given[name]).astype(float) for name in ("a", "b")]
+    wanted = -sum((one - one.mean()) / one.std() for one in [*distances, entropy(probabilities)])
+    assert reject.scores(probabilities, given) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_without_vectors_the_probability_decides_whatever_was_declared() -> None:
-    probabilities, _, near = sides(100)
+def test_with_no_space_to_be_far_in_the_probability_decides_whatever_was_declared() -> None:
+    probabilities, _, _ = sides(100)
     for config in (AnswerConfig(reject_score="distance"), AnswerConfig(reject_score="blend")):
-        reject = fit_reject(config, probabilities, None, near)
-        assert reject.scores(probabilities, None).tolist() == probabilities.max(1).tolist()
+        reject = fit_reject(config, probabilities, {}, {})
+        assert reject.scores(probabilities, {}).tolist() == probabilities.max(1).tolist()
         assert (reject.score, reject.tensors()) == ("probability", {})
 
 
 def test_with_few_or_equal_rows_scores_are_added_plainly_and_stay_numbers() -> None:
-    probabilities, vectors, near = sides(30)
-    few = fit_reject(AnswerConfig(), probabilities[:19], vectors[:19], near)
-    wanted = probabilities.max(1) + near.cosine(vectors)
-    assert few.scores(probabilities, vectors) == pytest.approx(wanted, abs=1e-6)
-    assert few.threshold == pytest.approx(few.scores(probabilities[:19], vectors[:19]).min())
-    same = np.tile(probabilities[:1], (30, 1)), np.tile(vectors[:1], (30, 1))
+    probabilities, given, near = sides(30)
+    some = probabilities[:19], {name: one[:19] for name, one in given.items()}
+    few = fit_reject(AnswerConfig(), *some, near)
+    wanted = -entropy(probabilities) - sum(near[one].distance(given[one]) for one in given)
+    assert few.scores(probabilities, given) == pytest.approx(wanted, abs=1e-5)
+    assert few.threshold == pytest.approx(few.scores(*some).min())
+    same = (
+        np.tile(probabilities[:1], (30, 1)),
+        {n: np.tile(v[:1], (30, 1)) for n, v in given.items()},
+    )
     equal = fit_reject(AnswerConfig(), *same, near)
-    # At most half a probability and two in cosine away, each in hundredths.
-    assert (np.abs(equal.scores(probabilities, vectors)) <= 250).all()
-    assert not equal.abstained(*same).any()
-    empty = fit_reject(AnswerConfig(), probabilities[:0], vectors[:0], near)
-    assert not empty.abstained(probabilities, vectors).any()
+    assert np.isfinite(equal.scores(probabilities, given)).all()
+    assert not kept_back(equal, *same).any()
+    none = {name: one[:0] for name, one in given.items()}
+    empty = fit_reject(AnswerConfig(), probabilities[:0], none, near)
+    assert not kept_back(empty, probabilities, given).any()
 
 
 @pytest.mark.parametrize("keep", [0.9, 1.0])
 def test_a_reject_survives_json_and_tensors(keep: float) -> None:
-    probabilities, vectors, near = sides(100)
-    reject = fit_reject(AnswerConfig(keep=keep), probabilities, vectors, near)
+    probabilities, given, near = sides(100)
+    reject = fit_reject(AnswerConfig(keep=keep), probabilities, given, near)
     text = json.dumps(reject.as_json(), allow_nan=False)
-    assert list(reject.tensors()) == ["reject.vectors"]
+    kept = [f"reject.{space}.{name}" for space in ("a", "b") for name in ("means", "whitener")]
+    assert list(reject.tensors()) == kept
     again = Reject.from_json(json.loads(text), reject.tensors())
     assert again.threshold == reject.threshold
-    found = again.abstained(probabilities, vectors)
-    assert found.tolist() == reject.abstained(probabilities, vectors).tolist()
+    found = kept_back(again, probabilities, given)
+    assert found.tolist() == kept_back(reject, probabilities, given).tolist()
     # floor(0.1 x 101) = 10: nine scores are smaller than the tenth.
     assert found.sum() == (9 if keep == 0.9 else 0)
 
