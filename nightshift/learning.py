@@ -36,7 +36,15 @@ from .errors import ConfigError
 from .inference import Watch, forward, pick_device, unwatched
 from .pretrained import PREFIX, Pretrained, refuse_unfit
 from .pretraining import Pass, pretrain
-from .recipe import AnswerConfig, ModelConfig, PretrainConfig, Recipe, TrainConfig, resolve
+from .recipe import (
+    QUICK_READ,
+    AnswerConfig,
+    ModelConfig,
+    PretrainConfig,
+    Recipe,
+    TrainConfig,
+    resolve,
+)
 from .tables import Lake
 from .tokenizer import Tokenizer
 from .training import Epoch, fit, refit
@@ -162,6 +170,8 @@ def learn(
     rows, held = (
         side.documents.cut(most, model.truncation) for side in (material.train, material.validation)
     )
+    if train.preset == "quick":
+        rows = _sampled(rows, train, notes)
     start = _start(material, model, train.seed, notes)
     begin: dict[str, Any] = {}
     if warm is not None:
@@ -286,6 +296,16 @@ def _fitting(
         notes.append(f"the head grew by {len(new)}: {', '.join(new)}")
     grow_head(network, champion.labels, material.classes)
     return network
+
+
+def _sampled(rows: Documents, train: TrainConfig, notes: list[str]) -> Documents:
+    """As many rows as a first look has time for."""
+    most = int(QUICK_READ / max(1.0, float(rows.lengths.mean()))) if len(rows) else 0
+    if most >= len(rows):
+        return rows
+    notes.append(f"quick: the network read {most:,} of {len(rows):,} rows, the wide path all")
+    # As the classes are mixed: a balanced sample would teach another mixture.
+    return rows.take(np.sort(np.random.default_rng(train.seed).permutation(len(rows))[:most]))
 
 
 def _rehearsed(rows: Documents, fresh: np.ndarray | None, train: TrainConfig) -> Documents:

@@ -21,7 +21,7 @@ Cell = Literal["lstm", "gru", "rnn", "mingru", "minlstm", "transformer", "tdnn"]
 Hub = Annotated[str, Field(pattern=r"^huggingface:.+$")]
 
 QUICK_TOKENS, QUICK_READ = 128, 5e5
-"""What the quick preset reads: tokens per document, and in all."""
+"""What the quick preset's network reads: tokens per document, and about how many in all."""
 LONG_TOKENS = 120
 """Median length, in tokens, from which a corpus counts as long text."""
 
@@ -124,8 +124,8 @@ class TrainConfig(Config):
     min_rows: int = Field(default=20, ge=2)
     """Fewer labelled training rows than this train no classifier; the night goes on without."""
     preset: Literal["full", "quick"] = "full"
-    """quick: no pretraining, no second training, a few passes over shorter texts, for a first look
-    within seconds; keys given win."""
+    """quick: for a first look within seconds, no pretraining, no second training, and a few passes
+    over shorter texts, of a large corpus over a sample (the wide path reads all); keys given win."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes the first of cuda, mps and cpu that is there."""
     warm_start: bool = False

@@ -141,6 +141,19 @@ def test_thresholds_stay_as_validation_chose_them() -> None:
     assert one.reject.threshold == two.reject.threshold
 
 
+def test_a_first_look_at_a_large_corpus_reads_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = material()
+    whole = learned(given, recipe(train={"preset": "quick"}))
+    assert (whole.figures["rows"], whole.notes) == (len(given.train), [])
+    tokens = float(given.train.documents.lengths.mean())
+    monkeypatch.setattr("nightshift.learning.QUICK_READ", 30 * tokens)
+    some = learned(given, recipe(train={"preset": "quick"}))
+    assert some.figures["rows"] == 30
+    assert some.notes == [
+        f"quick: the network read 30 of {len(given.train)} rows, the wide path all"
+    ]
+
+
 # --- warm start -------------------------------------------------------------------------------
 
 
