@@ -125,7 +125,7 @@ class TrainConfig(Config):
     """Fewer labelled training rows than this train no classifier; the night goes on without."""
     preset: Literal["full", "quick"] = "full"
     """quick: for a first look within seconds, no pretraining, no second training, and a few passes
-    over shorter texts, of a large corpus over a sample (the wide path reads all); keys given win."""
+    over shorter texts, of a large corpus over a sample (not the wide path); keys given win."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes the first of cuda, mps and cpu that is there."""
     warm_start: bool = False
