@@ -146,7 +146,7 @@ TABLES = [
     Table(
         "ablation",
         "The network alone, without pretraining and trained once, with one thing changed.",
-        ("banking77", "thucnews"),
+        ("banking77", "agnews_test"),
         {"default": BARE, **{name: _changed(BARE, one) for name, one in ABLATED.items()}},
     ),
     Table(

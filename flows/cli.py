@@ -159,6 +159,80 @@ def status(
 
 
 @app.command()
+def clusters(
+    pipeline: PipelineName,
+    history: Annotated[
+        str | None,
+        typer.Option("--history", metavar="CLUSTER", help="Only this one, with all its past."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE.svg", help="Draw how documents flowed instead."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """What the newest night's clusters are: name, size, what happened to them, their words.
+
+    A name of a person has a *; one that waits for the next night has a ~.
+
+    Example: nightshift clusters questions --history c-0007
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    if picture is not None and (history is not None or as_json):
+        _stop("clusters: --picture draws all clusters; call it without --history and --json.")
+    from flows.clusters import as_lines, as_passport, passport_of, past_of, table_of, write_picture
+
+    past = past_of(settings, pipeline, config.resolve().parent)
+    if picture is not None:
+        typer.echo(write_picture(past, picture))
+        return
+    found = table_of(past) if history is None else passport_of(past, history)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for line in as_lines(found) if history is None else as_passport(found):
+        typer.echo(line)
+
+
+@app.command()
+def name(
+    pipeline: PipelineName,
+    cluster: Annotated[str, typer.Argument(metavar="CLUSTER", help="Its id, such as c-0007.")],
+    words: Annotated[str | None, typer.Argument(metavar="NAME", help="1 to 80 characters.")] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", metavar="CLASS", help="Its documents are examples of this class."),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Who says so; else the login name.")] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Take name and class back.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Give a cluster a name that keywords never replace, from the next night on.
+
+    With --class, its documents become examples of a class, which the next model learns.
+
+    Example: nightshift name questions c-0007 "Lost cards" --class lost_card
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    if forget == (words is not None) or (forget and class_name is not None):
+        _stop("name: say either a name, with --class or without, or --forget alone.")
+    from flows.clusters import forget_name, journal_of, past_of, say_name
+
+    folder = config.resolve().parent
+    past, journal = past_of(settings, pipeline, folder), journal_of(settings, pipeline, folder)
+    said = (
+        forget_name(past, journal, cluster, by)
+        if words is None
+        else say_name(past, journal, cluster, words, class_name, by)
+    )
+    for line in said:
+        typer.echo(line)
+
+
+@app.command()
 def predict(
     pipeline: PipelineName,
     file: Annotated[

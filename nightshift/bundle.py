@@ -34,7 +34,7 @@ from .deciding import Blend, Reject, Spaces, Threshold, apply_threshold
 from .encoders import Network
 from .errors import BundleError, ConfigError
 from .inference import Watch, forward, pick_device, unwatched
-from .nearest import nearest_centroids, unit
+from .nearest import UNASSIGNED, Cells, unit
 from .pretrained import Pretrained
 from .recipe import ModelConfig
 from .tokenizer import Tokenizer
@@ -235,9 +235,9 @@ def spaces(vectors: np.ndarray, wide: np.ndarray | None) -> Spaces:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Centroids float32 (clusters, width), with one id, name and list of keywords each."""
+    """Where the clusters are, with one id, name and list of keywords each."""
 
-    centroids: np.ndarray
+    cells: Cells
     ids: list[str]
     names: list[str]
     keywords: list[list[str]]
@@ -247,16 +247,21 @@ class Clusters:
         folder.mkdir(parents=True, exist_ok=True)
         about = {"ids": self.ids, "names": self.names, "keywords": self.keywords}
         _write_json(folder / CLUSTERS, about)
-        centroids = torch.from_numpy(self.centroids).contiguous()
-        tensors.save_file({"centroids": centroids}, folder / CENTROIDS)
+        kept = {
+            "centroids": torch.from_numpy(self.cells.centroids).contiguous(),
+            "scales": torch.from_numpy(self.cells.scales).contiguous(),
+            "radius": torch.tensor([self.cells.radius], dtype=torch.float32),
+        }
+        tensors.save_file(kept, folder / CENTROIDS)
 
     @classmethod
     def load(cls, folder: Path) -> Clusters:
         """Read what `save` wrote."""
         _complete(folder, (CENTROIDS,))
         about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
-        centroids = tensors.load_file(folder / CENTROIDS)["centroids"].numpy()
-        return cls(centroids, about["ids"], about["names"], about["keywords"])
+        kept = tensors.load_file(folder / CENTROIDS)
+        cells = Cells(kept["centroids"].numpy(), kept["scales"].numpy(), float(kept["radius"]))
+        return cls(cells, about["ids"], about["names"], about["keywords"])
 
 
 @dataclass(frozen=True)
@@ -301,8 +306,9 @@ class Bundle:
             if said.probabilities is not None:
                 answer = self._label(said, row, top)
             if self.clusters is not None:
-                answer["cluster_id"] = self.clusters.ids[places[row]]
-                answer["cluster_name"] = self.clusters.names[places[row]]
+                place = places[row]
+                answer["cluster_id"] = self.clusters.ids[place] if place >= 0 else UNASSIGNED
+                answer["cluster_name"] = self.clusters.names[place] if place >= 0 else None
                 answer["distance"] = round(float(distances[row]), 6)
             if vectors:
                 answer["vector"] = said.vectors[row].tolist()
@@ -311,7 +317,7 @@ class Bundle:
     def _nearest(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.clusters is None:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return nearest_centroids(vectors, self.clusters.centroids)
+        return self.clusters.cells.assign(vectors)
 
     def _label(self, said: Answers, row: int, top: int) -> dict[str, Any]:
         assert said.probabilities is not None

@@ -1,48 +1,52 @@
-"""KMeans on document vectors: start from last night's centroids, choose k, keep ids, find names.
+"""KMeans on document vectors: start from last night's centroids, let topics be born, choose k.
 
-A cluster's published documents are always those nearest to its centroid (`nearest_centroids`), so
-a document that arrives alone gets the same cluster as one that was fitted.
+A cluster's published documents are always those that `Cells.assign` gives it, so a document that
+arrives alone gets the same cluster as one that was fitted.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from .config import Config
-from .nearest import nearest_centroids
-from .tokenizer import HAN, words
+from .births import find_births, with_newborn
+from .naming import NamingConfig
+from .nearest import UNASSIGNED, Cells, nearest_centroids
 
 SAMPLE = 2_000
 """Documents on which silhouettes are measured: they cost the square of their number."""
 FIT_SAMPLE = 20_000
 """Documents on which candidates for k are fitted."""
-STAY = 0.01
-"""Silhouette a new k must gain over last night's: a number that wanders helps nobody."""
-SHARED = 0.5
-"""A cluster continues last night's when they share this much of the smaller one's documents."""
+STAY = 0.02
+"""Silhouette that a split or a merger must gain: a number that wanders helps nobody."""
+SPLITS = 3
+"""Clusters that are tried in halves each night, those with the most spread."""
+ROUNDS = 20
+"""Rounds of Lloyd's algorithm on a later night; it starts where the last one ended."""
+SETTLED = 1e-4
+"""Centroids that move less than this stand."""
 
 
-class ClusterConfig(Config):
+class ClusterConfig(NamingConfig):
     """How documents are grouped."""
 
     k: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of clusters; auto chooses by silhouette, moving little from night to night."""
+    """Number of clusters; auto chooses by silhouette on the first night, and later lets clusters be
+    born, split and merge."""
     k_min: int = Field(default=4, ge=1)
     """Fewest clusters auto may choose."""
     k_max: int = Field(default=80, ge=2)
     """Most clusters auto may choose."""
+    unassigned: float = Field(default=0.03, ge=0, lt=0.5)
+    """Share of known documents that are too far from every centroid to belong to a cluster; 0 puts
+    each document into one."""
     minibatch_above: int = Field(default=200_000, ge=1000)
-    """More documents than this are fitted by MiniBatchKMeans (Sculley 2010)."""
-    keywords: int = Field(default=8, ge=1, le=50)
-    """Keywords per cluster."""
+    """More documents than this are first fitted by MiniBatchKMeans (Sculley 2010)."""
     exemplars: int = Field(default=5, ge=1, le=100)
     """Nearest documents listed per cluster."""
     seed: int = Field(default=1, ge=0)
@@ -51,102 +55,208 @@ class ClusterConfig(Config):
 
 @dataclass(frozen=True)
 class Clustering:
-    """places int64 and distances float32 (documents,); centroids float32 (clusters, width)."""
+    """places int64 (-1: unassigned) and distances float32, in scales, (documents,)."""
 
-    centroids: np.ndarray
+    cells: Cells
     places: np.ndarray
     distances: np.ndarray
     silhouette: float | None
 
 
 def cluster(
-    vectors: np.ndarray, config: ClusterConfig, start: np.ndarray | None = None
+    vectors: np.ndarray,
+    config: ClusterConfig,
+    start: Cells | None = None,
+    fresh: np.ndarray | None = None,
 ) -> Clustering:
     """Group unit vectors; no cluster is empty, and k never exceeds the number of distinct ones.
 
-    Args: float32 (documents, width), at least one row; `start`, last night's centroids in tonight's
-    space, float32 (clusters, width): the fit begins there.
+    Args: float32 (documents, width), at least one row; `start`, last night's clusters in tonight's
+    space: the fit begins there; which documents are tonight's, bool (documents,).
     """
     distinct = _distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
-    random = np.random.default_rng(config.seed)
-    sample = vectors[np.sort(random.permutation(len(vectors))[:FIT_SAMPLE])]
-    last = None if start is None else len(start)
-    k = min(distinct, choose_k(sample, config, last) if config.k == "auto" else config.k)
-    centroids = _fit(vectors, k, config, start)
-    places, distances = nearest_centroids(vectors, centroids)
-    full = np.unique(places)
-    if len(full) < len(centroids):  # MiniBatchKMeans may leave a centroid that nothing is near
-        centroids = centroids[full]
-        places, distances = nearest_centroids(vectors, centroids)
-    return Clustering(centroids, places, distances, silhouette(vectors, places, config.seed))
-
-
-def choose_k(vectors: np.ndarray, config: ClusterConfig, last: int | None) -> int:
-    """The k of the best silhouette; near last night's k, which stays unless another is better.
-
-    Args: a sample of the vectors; last night's k, or None on a first night.
-    """
-    ceiling = min(
-        config.k_max, max(1, _distinct(vectors, config.k_max), 1), max(1, len(vectors) // 2)
-    )
-    floor = min(config.k_min, ceiling)
-    if last is None:
-        grid = np.unique(np.geomspace(max(floor, 1), ceiling, 9).round().astype(int)).tolist()
+    known = np.ones(len(vectors), bool) if fresh is None or fresh.all() else ~fresh
+    if start is None:
+        cells = _first(vectors, config, distinct)
+    elif config.k == "auto":
+        cells = _auto(vectors, config, start, known, distinct)
     else:
-        grid = sorted({min(max(one, floor), ceiling) for one in range(last - 1, last + 3)})
+        centroids, scales = _seeds(vectors, min(distinct, config.k), start, config.seed)
+        cells = settle(vectors, Cells(centroids, scales))
+    return _published(vectors, cells, config, known)
+
+
+def _first(vectors: np.ndarray, config: ClusterConfig, distinct: int) -> Cells:
+    k = config.k
+    if k == "auto":
+        k = choose_k(_sample(vectors, config), config)
+    return Cells.of(_fit(vectors, min(distinct, k), config))
+
+
+def _auto(
+    vectors: np.ndarray, config: ClusterConfig, start: Cells, known: np.ndarray, distinct: int
+) -> Cells:
+    """Last night's clusters with tonight's births, settled; then one split or merger at most."""
+    room = min(config.k_max, distinct, max(1, len(vectors) // 2))
+    if len(start) > room:
+        start = Cells(*_seeds(vectors, room, start, config.seed))
+    born = find_births(vectors[~known], vectors[known], start, config.seed)
+    cells = settle(vectors, with_newborn(start, born[: room - len(start)]))
+    # A night of a birth has had its change; and a cell just born would be the first to be merged.
+    return cells if born else _adjusted(vectors, cells, config, room)
+
+
+def _published(
+    vectors: np.ndarray, cells: Cells, config: ClusterConfig, known: np.ndarray
+) -> Clustering:
+    """Set the radius, leave out cells that hold nothing, and assign."""
+    places, distances = nearest_centroids(vectors, cells.centroids, cells.scales)
+    radius = math.inf
+    if config.unassigned:
+        farthest = np.sort(distances[known])
+        edge = farthest[len(farthest) - 1 - int(config.unassigned * len(farthest))]
+        radius = float(edge) * (1 + 1e-5) + 1e-5  # whoever stands on the edge belongs
+    full = np.unique(places[distances <= radius])
+    cells = Cells(cells.centroids[full], cells.scales[full], radius)
+    places, distances = cells.assign(vectors)
+    held = places >= 0
+    found = silhouette(vectors[held], places[held], config.seed)
+    return Clustering(cells, places, distances, found)
+
+
+def choose_k(vectors: np.ndarray, config: ClusterConfig) -> int:
+    """The k of the best silhouette, for a first night; a sample of the vectors."""
+    ceiling = min(config.k_max, _distinct(vectors, config.k_max), max(1, len(vectors) // 2))
+    floor = min(config.k_min, ceiling)
+    grid = np.unique(np.geomspace(max(floor, 1), ceiling, 9).round().astype(int)).tolist()
     found: dict[int, float] = {}
     for k in grid:
-        places, _ = nearest_centroids(vectors, _fit(vectors, k, config, None, starts=1))
+        places, _ = nearest_centroids(vectors, _fit(vectors, k, config, starts=1))
         measured = silhouette(vectors, places, config.seed)
         found[k] = -1.0 if measured is None else measured
-    best = max(found, key=lambda k: (found[k], -k))
-    if last in found and found[best] < found[last] + STAY:
-        return last
-    return best
+    return max(found, key=lambda k: (found[k], -k))
 
 
-def _fit(
-    vectors: np.ndarray,
-    k: int,
-    config: ClusterConfig,
-    start: np.ndarray | None,
-    starts: int = 3,
-) -> np.ndarray:
+def _adjusted(vectors: np.ndarray, cells: Cells, config: ClusterConfig, room: int) -> Cells:
+    """The clusters, or with one of them split, or two merged, where that is clearly better.
+
+    Every candidate starts from the clusters as they are: fits from scratch differ by luck alone.
+    """
+    sample = _sample(vectors, config)
+    floor = min(config.k_min, room)
+    tried = [
+        *(_halves(sample, cells, config) if len(cells) < room else []),
+        *(_mergers(sample, cells) if len(cells) > floor else []),
+    ]
+    measured = [_worth(sample, one, config) for one in tried]
+    if not tried or max(measured) < _worth(sample, cells, config) + STAY:
+        return cells
+    return settle(vectors, tried[int(np.argmax(measured))])
+
+
+def _worth(sample: np.ndarray, cells: Cells, config: ClusterConfig) -> float:
+    places, _ = nearest_centroids(sample, cells.centroids, cells.scales)
+    measured = silhouette(sample, places, config.seed)
+    return -1.0 if measured is None else measured
+
+
+def _halves(sample: np.ndarray, cells: Cells, config: ClusterConfig) -> list[Cells]:
+    """The clusters of most spread, each in two."""
+    places, distances = nearest_centroids(sample, cells.centroids, cells.scales)
+    spread = np.bincount(places, distances.astype(np.float64) ** 2, len(cells))
+    found: list[Cells] = []
+    for place in np.argsort(-spread, kind="stable")[:SPLITS]:
+        members = sample[places == place]
+        if _distinct(members, 2) == 2:
+            two = _fit(members, 2, config, starts=1)
+            rest = np.delete(cells.centroids, place, axis=0)
+            scales = np.append(np.delete(cells.scales, place), [cells.scales[place]] * 2)
+            found.append(settle(sample, Cells(np.vstack([rest, two]), scales)))
+    return found
+
+
+def _mergers(sample: np.ndarray, cells: Cells) -> list[Cells]:
+    """The two nearest clusters as one."""
+    if len(cells) < 2:
+        return []
+    apart = np.linalg.norm(cells.centroids[:, None] - cells.centroids[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    one, two = np.unravel_index(int(apart.argmin()), apart.shape)
+    centroids, scales = cells.centroids.copy(), cells.scales.copy()
+    centroids[one] = (centroids[one] + centroids[two]) / 2
+    scales[one] = max(scales[one], scales[two])
+    left = Cells(np.delete(centroids, two, axis=0), np.delete(scales, two))
+    return [settle(sample, left)]
+
+
+def settle(vectors: np.ndarray, cells: Cells) -> Cells:
+    """Lloyd's algorithm (Lloyd 1982) in cells of different scale, from where they stand.
+
+    A cell that holds nothing keeps its centroid.
+    """
+    centroids = cells.centroids
+    for _ in range(ROUNDS):
+        places, _ = nearest_centroids(vectors, centroids, cells.scales)
+        moved = _means(vectors, places, centroids)
+        settled = np.abs(moved - centroids).max() < SETTLED
+        centroids = moved
+        if settled:
+            break
+    return Cells(centroids, cells.scales, cells.radius)
+
+
+def _means(vectors: np.ndarray, places: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    from scipy.sparse import csr_matrix
+
+    sizes = np.bincount(places, minlength=len(centroids))
+    ones = np.ones(len(places), np.float32)
+    members = csr_matrix((ones, (places, np.arange(len(places)))), (len(centroids), len(places)))
+    sums = np.asarray(members @ vectors)
+    means = sums / np.maximum(sizes, 1)[:, None]
+    return np.where(sizes[:, None] > 0, means, centroids).astype(np.float32)
+
+
+def _sample(vectors: np.ndarray, config: ClusterConfig) -> np.ndarray:
+    random = np.random.default_rng(config.seed)
+    return vectors[np.sort(random.permutation(len(vectors))[:FIT_SAMPLE])]
+
+
+def _fit(vectors: np.ndarray, k: int, config: ClusterConfig, starts: int = 3) -> np.ndarray:
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     big = len(vectors) > config.minibatch_above
     kind: Any = MiniBatchKMeans if big else KMeans
     settings: dict[str, Any] = {"batch_size": 8192} if big else {}
-    if start is None:
-        settings |= {"init": "k-means++", "n_init": starts}
-    else:
-        settings |= {"init": _seeds(vectors, k, start, config.seed), "n_init": 1}
     # One thread per fit: sums over threads come in no fixed order, and a night must repeat.
     with threadpool_limits(1):
-        fitted = kind(n_clusters=k, random_state=config.seed, **settings).fit(vectors)
+        fitted = kind(
+            n_clusters=k, random_state=config.seed, init="k-means++", n_init=starts, **settings
+        ).fit(vectors)
     return np.asarray(fitted.cluster_centers_, dtype=np.float32)
 
 
-def _seeds(vectors: np.ndarray, k: int, start: np.ndarray, seed: int) -> np.ndarray:
+def _seeds(vectors: np.ndarray, k: int, start: Cells, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Exactly k centroids to begin with: last night's, without the emptiest or with fresh ones.
 
     Fresh ones are drawn with probability by squared distance to what is there, as k-means++ does
-    (Arthur & Vassilvitskii 2007).
+    (Arthur & Vassilvitskii 2007). Returns: centroids (k, width) and scales (k,).
     """
     random = np.random.default_rng(seed)
-    places, distances = nearest_centroids(vectors, start)
+    places, distances = nearest_centroids(vectors, start.centroids, start.scales)
     if len(start) > k:
         sizes = np.bincount(places, minlength=len(start))
-        return start[np.sort(np.argsort(-sizes, kind="stable")[:k])]
-    centroids = list(start)
+        kept = np.sort(np.argsort(-sizes, kind="stable")[:k])
+        return start.centroids[kept], start.scales[kept]
+    centroids = list(start.centroids)
     while len(centroids) < k:
         weight = distances.astype(np.float64) ** 2
         chance = weight / weight.sum() if weight.sum() > 0 else None
         fresh = vectors[random.choice(len(vectors), p=chance)]
         centroids.append(fresh)
         distances = np.minimum(distances, np.linalg.norm(vectors - fresh, axis=1))
-    return np.stack(centroids).astype(np.float32)
+    scales = np.append(start.scales, np.ones(k - len(start)))
+    return np.stack(centroids).astype(np.float32), scales.astype(np.float32)
 
 
 def _distinct(vectors: np.ndarray, enough: int) -> int:
@@ -180,122 +290,14 @@ def carried_over(
     Args: vectors (documents, width), their ids, cluster id by document of last night.
     Returns: cluster ids that still have documents, sorted, and centroids (clusters, width).
     """
-    held = [clusters.get(doc_id) for doc_id in doc_ids]
-    ids = sorted({one for one in held if one is not None})
+    held = [clusters.get(doc_id, UNASSIGNED) for doc_id in doc_ids]
+    ids = sorted({*held} - {UNASSIGNED})
     if not ids:
         return [], None
     place = {one: index for index, one in enumerate(ids)}
-    rows = np.array([index for index, one in enumerate(held) if one is not None])
-    owners = np.array([place[one] for one in held if one is not None])
+    rows = np.array([index for index, one in enumerate(held) if one in place])
+    owners = np.array([place[one] for one in held if one in place])
     sums = np.zeros((len(ids), vectors.shape[1]), np.float64)
     np.add.at(sums, owners, vectors[rows])
     means = sums / np.bincount(owners, minlength=len(ids))[:, None]
     return ids, means.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The id of each of tonight's clusters, what happened to it, and the ids that ended."""
-
-    ids: list[str]
-    events: list[Literal["born", "continued"]]
-    ended: list[str]
-
-
-def identify(
-    places: np.ndarray,
-    k: int,
-    doc_ids: Sequence[str],
-    clusters: dict[str, str],
-    ever: Iterable[str],
-) -> Identity:
-    """Match tonight's clusters to last night's by shared documents (Kuhn 1955).
-
-    Args: tonight's place of each document, the number of places, the documents' ids, cluster id by
-    document of last night, every id ever given (never given again).
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    old = sorted(set(clusters.values()))
-    index = {one: place for place, one in enumerate(old)}
-    shared = np.zeros((k, len(old)), np.int64)
-    for place, doc_id in zip(places.tolist(), doc_ids, strict=True):
-        before = clusters.get(doc_id)
-        if before is not None:
-            shared[place, index[before]] += 1
-    smaller = np.minimum(shared.sum(1, keepdims=True), shared.sum(0, keepdims=True))
-    rows, columns = linear_sum_assignment(-shared)
-    kept = {
-        int(row): old[column]
-        for row, column in zip(rows, columns, strict=True)
-        if shared[row, column] > 0 and shared[row, column] >= SHARED * smaller[row, column]
-    }
-    numbers = [int(one.removeprefix("c-")) for one in ever]
-    fresh = max(numbers, default=0)
-    ids: list[str] = []
-    for place in range(k):
-        if place not in kept:
-            fresh += 1
-        ids.append(kept.get(place, f"c-{fresh:04d}"))
-    events: list[Literal["born", "continued"]] = [
-        "continued" if place in kept else "born" for place in range(k)
-    ]
-    return Identity(ids, events, sorted(set(old) - set(kept.values())))
-
-
-def keywords(texts: Sequence[str], places: Sequence[int], k: int, most: int) -> list[list[str]]:
-    """Words that tell a cluster from the others, by class-based TF-IDF (Grootendorst 2022).
-
-    Args: texts and their clusters' places, the number of clusters, words per cluster at most.
-    """
-    counts = [Counter[str]() for _ in range(k)]
-    for text, place in zip(texts, places, strict=True):
-        counts[place].update(set(terms(text[:4000])))
-    total = Counter[str]()
-    for one in counts:
-        total.update(one)
-    mean = sum(total.values()) / max(k, 1)
-    found: list[list[str]] = []
-    for one in counts:
-        size = max(sum(one.values()), 1)
-        rarely = 2 if size > 200 else 1
-        scored = {
-            word: n / size * np.log1p(mean / total[word]) for word, n in one.items() if n >= rarely
-        }
-        found.append(sorted(scored, key=lambda word: (-scored[word], word))[:most])
-    return found
-
-
-def terms(text: str) -> list[str]:
-    """Words worth naming a cluster by: folded, no stop words, numbers or single letters."""
-    stop = stop_words()
-    return [
-        word
-        for word in (one.lower() for one in words(text))
-        if word not in stop and (len(word) > 2 or (len(word) > 1 and HAN.search(word)))
-        and not NUMBER.fullmatch(word)
-    ]  # fmt: skip
-
-
-NUMBER = re.compile(r"[\d_.,]+\w{0,2}")
-
-# Function words of Chinese that jieba leaves standing alone and that name nothing.
-CHINESE_STOP_WORDS = """
-一个 一些 一样 一种 一直 一定 一下 一次 不会 不是 不能 不要 不过 不同 与 且 两个 为什么 为了
-也是 了 了吗 什么 今天 今年 他们 以及 以后 以来 以上 以下 任何 但是 你们 使用 其中 其他 其实
-几个 则 到 却 又 及 只有 只是 可以 可能 各 各种 同时 后 向 吗 吧 呢 和 因为 因此 在 多少
-大家 太 她们 如何 如果 如此 它们 对 对于 将 就是 已经 已 并 并且 应该 开始 当 很 很多 怎么
-怎样 您 情况 想 成为 我们 我 或 或者 所以 所有 才 把 按 据 无法 时 时候 是 是否 更 更多 最
-有 有些 有没有 有的 来 来说 根据 正在 每 比 比较 没 没有 没法 然后 现在 由 由于 的 的话 目前
-相关 着 知道 给 而 而且 自己 虽然 被 要 认为 让 许多 请问 还 还是 还有 这 这个 这些 这样
-这种 进行 通过 那 那个 那么 那些 都 都是 里 需要 非常 首次
-"""
-
-
-@cache
-def stop_words() -> frozenset[str]:
-    """English (scikit-learn's list) and Chinese words that name no cluster."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    contracted = {"don't", "i'm", "it's", "i've", "can't", "doesn't", "didn't", "isn't", "that's"}
-    return frozenset({*ENGLISH_STOP_WORDS, *CHINESE_STOP_WORDS.split(), *contracted})

@@ -1,23 +1,77 @@
 """Unit vectors and the one rule that gives a document its cluster; NumPy alone."""
 
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
 import numpy as np
+
+UNASSIGNED = "unassigned"
+"""In place of a cluster's id: far from every centroid."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Centroids, how far each reaches, and how far is too far.
+
+    A document belongs to the centroid that is nearest in units of the cluster's scale
+    (multiplicatively weighted Voronoi cells, Aurenhammer & Edelsbrunner 1984), unless even that is
+    farther than the radius. Scales are 1 but for a topic that is narrower than the clusters it was
+    born among: with their reach it would take half of its neighbours in.
+
+    centroids: float32 (clusters, width). scales: float32 (clusters,). radius: in scales.
+    """
+
+    centroids: np.ndarray
+    scales: np.ndarray
+    radius: float = math.inf
+
+    @classmethod
+    def of(cls, centroids: np.ndarray) -> Cells:
+        """Plain cells that reach as far as any."""
+        return cls(centroids, np.ones(len(centroids), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    def assign(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The cluster of each document, fitted or alone.
+
+        Args: float32 (documents, width).
+        Returns: int64 places, -1 beyond the radius, and distances in scales, each (documents,).
+        """
+        places, distances = nearest_centroids(vectors, self.centroids, self.scales)
+        return np.where(distances <= self.radius, places, -1), distances
 
 
 def nearest_centroids(
-    vectors: np.ndarray, centroids: np.ndarray, chunk: int = 65_536
+    vectors: np.ndarray,
+    centroids: np.ndarray,
+    scales: np.ndarray | None = None,
+    chunk: int = 65_536,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Assign each document to its closest centroid (Lloyd 1982, assignment step).
 
-    Args: float32, (documents, width) and (clusters, width).
-    Returns: int64 places and Euclidean distances, each (documents,); ties take the lower place.
+    Args: float32, (documents, width) and (clusters, width); what the distance to each centroid is
+    divided by, (clusters,).
+    Returns: int64 places and the Euclidean distances so divided, each (documents,); ties take the
+    lower place.
     """
     places = np.empty(len(vectors), np.int64)
     distances = np.empty(len(vectors), np.float32)
     half = (centroids**2).sum(1) / 2
+    equal = scales is None or bool((scales == scales[0]).all()) if len(centroids) else True
     for start in range(0, len(vectors), chunk):
-        part = slice(start, start + chunk)
-        places[part] = (half - vectors[part] @ centroids.T).argmin(1)
-        distances[part] = np.linalg.norm(vectors[part] - centroids[places[part]], axis=1)
+        part = vectors[start : start + chunk]
+        near = half - part @ centroids.T
+        if not equal:
+            assert scales is not None
+            near = (near + (part**2).sum(1, keepdims=True) / 2) / scales**2
+        found = near.argmin(1)
+        places[start : start + chunk] = found
+        exact = np.linalg.norm(part - centroids[found], axis=1)
+        distances[start : start + chunk] = exact if scales is None else exact / scales[found]
     return places, distances
 
 

@@ -71,14 +71,17 @@ SCHEMAS: dict[str, pa.Schema] = {
     "embeddings": pa.schema([
         ("doc_id", _TEXT), ("vector", pa.list_(pa.float32())), ("model_id", _TEXT), _NIGHT,
     ]),
-    # one row per cluster and night
+    # one row per cluster and night it lives in, and one, of size 0, for the night it ends in;
+    # named_by is null while keywords name it, born the night of its birth, parents whom it split
+    # from or took in tonight, heirs where its documents went when it ended
     "clusters": pa.schema([
-        ("cluster_id", _TEXT), ("name", _TEXT), ("event", _TEXT), ("parents", pa.list_(_TEXT)),
+        ("cluster_id", _TEXT), ("name", _TEXT), ("named_by", _TEXT), ("event", _TEXT),
+        ("born", _TEXT), ("parents", pa.list_(_TEXT)), ("heirs", pa.list_(_TEXT)),
         ("size", pa.int64()), ("cohesion", pa.float32()), ("keywords", pa.list_(_TEXT)),
-        ("exemplars", pa.list_(_TEXT)), ("centroid", pa.list_(pa.float32())), ("model_id", _TEXT),
-        _NIGHT,
+        ("exemplars", pa.list_(_TEXT)), ("centroid", pa.list_(pa.float32())),
+        ("scale", pa.float32()), ("radius", pa.float32()), ("model_id", _TEXT), _NIGHT,
     ]),
-    # one row per document and change of cluster
+    # one row per document and change of cluster; far from every centroid: UNASSIGNED
     "assignments": pa.schema([
         ("doc_id", _TEXT), ("cluster_id", _TEXT), ("distance", pa.float32()), _NIGHT,
     ]),

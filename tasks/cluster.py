@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from nightshift.bundle import Clusters
-from nightshift.clustering import (
-    Clustering,
-    Identity,
-    carried_over,
-    cluster,
-    identify,
-    keywords,
-)
+from nightshift.clustering import Clustering, carried_over, cluster
 from nightshift.corpus import texts_of
+from nightshift.identity import Fate, fates
+from nightshift.naming import Described, describe, exemplars
+from nightshift.nearest import UNASSIGNED, Cells, unit
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
 from .embed import Embedded
@@ -30,6 +27,8 @@ log = logging.getLogger(__name__)
 
 KEYWORD_SAMPLE = 20_000
 """Documents whose words name the clusters, at most."""
+CANDIDATES = 4
+"""Documents among which an exemplar is chosen: the nearest, but not one text five times."""
 
 
 class Clustered(Outcome):
@@ -54,35 +53,101 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
             assignments=lake.replace("assignments", night.name, []),
             ended=[],
         )
-    config = night.pipeline.clusters
+    assert embedded.winner is not None
     before = current_assignments(lake, but=night.name)
-    old_ids, start = carried_over(vectors, doc_ids, before)
-    found = cluster(vectors, config, start)
+    last = {row["cluster_id"]: row for row in _last(night)}
+    old, start = _start(vectors, doc_ids, before, last, embedded.winner.model_id)
+    fresh = np.array([doc_id not in before for doc_id in doc_ids])
+    found = cluster(vectors, night.pipeline.clusters, start, fresh)
     ever = lake.read("clusters", ["cluster_id"], pc.field("night") != night.name)
-    identity = identify(
-        found.places, len(found.centroids), doc_ids, before,
-        [*old_ids, *ever["cluster_id"].to_pylist()],
+    tonight, ended = fates(
+        found.places, len(found.cells), doc_ids, before, ever["cluster_id"].to_pylist(),
+        _likeness(old, start, found.cells),
     )  # fmt: skip
-    rows = _rows(night, embedded, doc_ids, vectors, found, identity)
-    clusters = lake.replace("clusters", night.name, rows_of("clusters", rows))
-    moved = [
-        {"doc_id": doc_id, "cluster_id": identity.ids[place], "distance": float(distance)}
-        for doc_id, place, distance in zip(doc_ids, found.places, found.distances, strict=True)
-        if before.get(doc_id) != identity.ids[place]
+    rows = [
+        *_rows(night, embedded.winner.model_id, doc_ids, vectors, found, tonight, last),
+        *(_ending(one, last) for one in ended if one.cluster_id in last),
     ]
+    ids = np.array([*(one.cluster_id for one in tonight), UNASSIGNED], object)[found.places]
+    moved = [
+        {"doc_id": doc_id, "cluster_id": cluster_id, "distance": float(distance)}
+        for doc_id, cluster_id, distance in zip(doc_ids, ids, found.distances, strict=True)
+        if before.get(doc_id) != cluster_id
+    ]
+    figures = _figures(found, tonight, ended, len(moved))
+    clusters = lake.replace("clusters", night.name, rows_of("clusters", rows))
     assignments = lake.replace("assignments", night.name, rows_of("assignments", moved))
     _keep(night)
-    born = identity.events.count("born")
-    log.info("cluster   %d clusters (%d born, %d ended), %d documents new or moved",
-             len(rows), born, len(identity.ended), len(moved))  # fmt: skip
+    told = (figures[name] for name in ("clusters", "born", "ended", "moved", "unassigned"))
+    log.info("cluster   %d clusters (%d born, %d ended), %d documents new or moved, %d unassigned",
+             *told)  # fmt: skip
     return Clustered(
         clusters=clusters,
         assignments=assignments,
-        ended=identity.ended,
-        figures={"clusters": len(rows), "born": born, "ended": len(identity.ended),
-                 "moved": len(moved)}
-        | ({} if found.silhouette is None else {"silhouette": found.silhouette}),
-    )  # fmt: skip
+        ended=[one.cluster_id for one in ended],
+        figures=figures,
+    )
+
+
+def _figures(
+    found: Clustering, tonight: list[Fate], ended: list[Fate], moved: int
+) -> dict[str, float]:
+    happened = Counter(one.event for one in tonight)
+    return {
+        "clusters": len(tonight),
+        "born": happened["born"] + happened["split"],
+        "merged": happened["merged"],
+        "ended": len(ended),
+        "moved": moved,
+        "unassigned": int((found.places < 0).sum()),
+        **({} if found.silhouette is None else {"silhouette": found.silhouette}),
+    }
+
+
+def _last(night: Night) -> list[dict[str, Any]]:
+    """The clusters that lived at the end of last night."""
+    if night.previous is None:
+        return []
+    return living(night.lake, night.previous["night"])
+
+
+def living(lake: Lake, night: str) -> list[dict[str, Any]]:
+    """Rows of the clusters that live at the end of a night."""
+    rows = lake.read("clusters", where=pc.field("night") == night).to_pylist()
+    return [row for row in rows if row["event"] != "ended"]
+
+
+def _start(
+    vectors: np.ndarray,
+    doc_ids: list[str],
+    before: dict[str, str],
+    last: dict[str, dict[str, Any]],
+    model_id: str,
+) -> tuple[list[str], Cells | None]:
+    """Last night's clusters in tonight's space: where they were, or where their documents are."""
+    same = [row for row in last.values() if row["model_id"] == model_id]
+    if same and len(same) == len(last):
+        ids, centroids = [*last], np.array([row["centroid"] for row in same], np.float32)
+    else:
+        ids, centroids = carried_over(vectors, doc_ids, before)
+    if centroids is None:
+        return [], None
+    scales = [last[one]["scale"] or 1.0 if one in last else 1.0 for one in ids]
+    return ids, Cells(centroids, np.array(scales, np.float32))
+
+
+def _likeness(old: list[str], start: Cells | None, cells: Cells) -> dict[str, np.ndarray]:
+    """Cosines of last night's centroids to tonight's, by id."""
+    if start is None:
+        return {}
+    cosines = unit(start.centroids) @ unit(cells.centroids).T
+    return dict(zip(old, cosines, strict=True))
+
+
+def _ending(fate: Fate, last: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The last row of a cluster: nobody is left, and where its documents went."""
+    gone = {"size": 0, "event": "ended", "parents": [], "heirs": fate.heirs, "exemplars": []}
+    return {**last[fate.cluster_id], **gone}
 
 
 def _keep(night: Night) -> None:
@@ -106,11 +171,15 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
 
 def clusters_of(night: Night) -> Clusters | None:
     """Tonight's clusters as a bundle holds them; None where there are none."""
-    rows = night.lake.read("clusters", where=pc.field("night") == night.name).to_pylist()
+    rows = living(night.lake, night.name)
     if not rows:
         return None
     return Clusters(
-        np.array([row["centroid"] for row in rows], np.float32),
+        Cells(
+            np.array([row["centroid"] for row in rows], np.float32),
+            np.array([row["scale"] for row in rows], np.float32),
+            float(rows[0]["radius"]),
+        ),
         [row["cluster_id"] for row in rows],
         [row["name"] for row in rows],
         [row["keywords"] for row in rows],
@@ -124,11 +193,9 @@ def clusters_config(night: Night) -> str:
 
 def _as_before(night: Night) -> Clustered:
     """Last night's clusters, carried on unchanged."""
-    assert night.previous is not None
-    where = pc.field("night") == night.previous["night"]
-    rows = night.lake.read("clusters", where=where).to_pylist()
+    rows = _last(night)
     for row in rows:
-        row["event"] = "continued"
+        row |= {"event": "continued", "parents": []}
     log.info("cluster   %d clusters, nothing changed", len(rows))
     figures = {"clusters": len(rows), "born": 0, "ended": 0, "moved": 0}
     silhouette = night.before.get("silhouette")
@@ -169,44 +236,88 @@ def _vectors(lake: Lake, embedded: Embedded) -> tuple[list[str], np.ndarray]:
 
 def _rows(
     night: Night,
-    embedded: Embedded,
+    model_id: str,
     doc_ids: list[str],
     vectors: np.ndarray,
     found: Clustering,
-    identity: Identity,
+    tonight: list[Fate],
+    last: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Rows of `clusters`: sizes, cohesion, keywords, exemplars."""
-    config, k = night.pipeline.clusters, len(found.centroids)
+    """Rows of `clusters`: fates, sizes, cohesion, names, exemplars."""
+    config, cells = night.pipeline.clusters, found.cells
     sample = np.sort(np.random.default_rng(config.seed).permutation(len(doc_ids))[:KEYWORD_SAMPLE])
-    texts = texts_of(night.lake, [doc_ids[row] for row in sample])
-    words = keywords(
+    nearest = np.argsort(found.distances, kind="stable")
+    members = [nearest[found.places[nearest] == place] for place in range(len(cells))]
+    near = [rows[: CANDIDATES * config.exemplars] for rows in members]
+    wanted = {doc_ids[row] for rows in (sample, *near) for row in rows}
+    texts = texts_of(night.lake, sorted(wanted))
+    shown = {
+        place: [doc_ids[rows[one]] for one in exemplars(
+            vectors[rows], cells.centroids[place], [texts[doc_ids[row]] for row in rows],
+            config.exemplars,
+        )]
+        for place, rows in enumerate(near)
+    }  # fmt: skip
+    described = describe(
         [texts[doc_ids[row]] for row in sample],
         [int(found.places[row]) for row in sample],
-        k,
-        config.keywords,
+        len(cells),
+        config,
+        {
+            place: [texts[one] for one in chosen]
+            for place, chosen in shown.items()
+            if tonight[place].cluster_id not in last
+        },
     )
     cosines = _cosines(vectors, found)
-    nearest = np.argsort(found.distances, kind="stable")
-    assert embedded.winner is not None
-    rows: list[dict[str, Any]] = []
-    for place in range(k):
-        members = nearest[found.places[nearest] == place]
-        rows.append({
-            "cluster_id": identity.ids[place],
-            "name": ", ".join(words[place][:3]) or identity.ids[place],
-            "event": identity.events[place],
-            "parents": [],
-            "size": len(members),
-            "cohesion": float(cosines[members].mean()),
-            "keywords": words[place],
-            "exemplars": [doc_ids[row] for row in members[: config.exemplars]],
-            "centroid": found.centroids[place].tolist(),
-            "model_id": embedded.winner.model_id,
-        })  # fmt: skip
-    return rows
+    names = _names(tonight, described, last)
+    return [
+        {
+            "cluster_id": fate.cluster_id,
+            "event": fate.event,
+            "born": last[fate.cluster_id]["born"] if fate.cluster_id in last else night.name,
+            "parents": fate.parents,
+            "heirs": [],
+            "size": len(members[place]),
+            "cohesion": float(cosines[members[place]].mean()),
+            "keywords": described[place].keywords,
+            "exemplars": shown[place],
+            "centroid": cells.centroids[place].tolist(),
+            "scale": float(cells.scales[place]),
+            "radius": cells.radius,
+            "model_id": model_id,
+            **names[place],
+        }
+        for place, fate in enumerate(tonight)
+    ]
+
+
+def _names(
+    tonight: list[Fate], described: list[Described], last: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each cluster's name and who gave it: last night's while it holds, else a new one."""
+    kept = [
+        _kept(one, last.get(fate.cluster_id)) for fate, one in zip(tonight, described, strict=True)
+    ]
+    taken = {row["name"].casefold() for row in kept if row is not None}
+    names: list[dict[str, Any]] = []
+    for fate, one, row in zip(tonight, described, kept, strict=True):
+        name = one.name if one.name.casefold() not in taken else f"{one.name} ({fate.cluster_id})"
+        names.append(row or {"name": name, "named_by": one.named_by})
+    return names
+
+
+def _kept(described: Described, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Last night's name, if somebody gave it or any word in it still describes the cluster."""
+    if before is None:
+        return None
+    still = any(word in before["name"] for word in described.keywords)
+    if not before["named_by"] and not still:
+        return None
+    return {"name": before["name"], "named_by": before["named_by"]}
 
 
 def _cosines(vectors: np.ndarray, found: Clustering) -> np.ndarray:
     """Cosine of each document's unit vector to its centroid."""
-    own = found.centroids[found.places]
+    own = found.cells.centroids[found.places]
     return (vectors * own).sum(1) / np.maximum(np.linalg.norm(own, axis=1), 1e-12)

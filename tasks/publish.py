@@ -76,7 +76,7 @@ def publish(
                 "duplicates": int(ingested.figures["duplicates"]),
                 "rejects": int(ingested.figures["rejects"]),
                 "labelled": ingested.labelled,
-                "clusters": clustered.clusters.rows,
+                "clusters": clustered.figures.get("clusters", 0),
                 "clusters_config": clusters_config(night),
                 "silhouette": clustered.figures.get("silhouette"),
                 "quality": _short(scores),

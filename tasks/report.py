@@ -17,7 +17,7 @@ from nightshift.pictures import Point, lay_out
 from nightshift.reports import NightReport, digest_text, render
 from nightshift.scoring import Scores
 
-from .cluster import Clustered
+from .cluster import Clustered, living
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Files, Ingested
@@ -138,10 +138,9 @@ def _clusters(night: Night) -> list[dict[str, Any]]:
     """Tonight's clusters, largest first, each with its size of the night before."""
     before: dict[str, int] = {}
     if night.previous:
-        where = pc.field("night") == night.previous["night"]
-        rows = night.lake.read("clusters", ["cluster_id", "size"], where).to_pylist()
+        rows = living(night.lake, night.previous["night"])
         before = {row["cluster_id"]: row["size"] for row in rows}
-    rows = _of_night(night, "clusters")
+    rows = living(night.lake, night.name)
     for row in rows:
         del row["centroid"]
         row["previous_size"] = before.get(row["cluster_id"])

@@ -22,7 +22,7 @@ from nightshift.cleaning import CleaningConfig
 from nightshift.deciding import Blend, Gaussians, Reject, Scale, Threshold
 from nightshift.encoders import Network
 from nightshift.errors import BundleError
-from nightshift.nearest import unit
+from nightshift.nearest import UNASSIGNED, Cells, unit
 from nightshift.recipe import ModelConfig, WideConfig
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
 from nightshift.vectors import CorpusVectors
@@ -72,7 +72,7 @@ def surest(threshold: float) -> Reject:
 
 
 CLUSTERS = Clusters(
-    unit(np.random.default_rng(2).normal(size=(3, 6))).astype(np.float32),
+    Cells.of(unit(np.random.default_rng(2).normal(size=(3, 6))).astype(np.float32)),
     ["c-0001", "c-0002", "c-0007"],
     ["cats", "dogs", "universities"],
     [["cat"], ["dog"], []],
@@ -153,6 +153,14 @@ def test_every_reject_score_survives_its_files(
     assert np.array_equal(loaded.scores(*given), made.scores(*given))
 
 
+def test_a_document_too_far_from_every_cluster_is_unassigned(tmp_path: Path) -> None:
+    cells = Cells(CLUSTERS.cells.centroids, np.array([1, 0.5, 1], np.float32), radius=0.01)
+    narrow = replace(CLUSTERS, cells=cells)
+    [answer] = Bundle.load(saved(tmp_path, "network", narrow)).answer(TEXTS[:1])
+    assert (answer["cluster_id"], answer["cluster_name"]) == (UNASSIGNED, None)
+    assert answer["distance"] > 0.01
+
+
 def test_a_bundle_is_plain_files_without_pickle(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     files = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
@@ -198,7 +206,7 @@ def test_the_model_id_is_stable_and_changes_with_every_part(tmp_path: Path) -> N
 def test_the_bundle_digest_changes_with_its_clusters_alone(tmp_path: Path) -> None:
     made = model()
     made.save(tmp_path / "model")
-    renamed = Clusters(CLUSTERS.centroids, CLUSTERS.ids, ["a", "b", "c"], CLUSTERS.keywords)
+    renamed = Clusters(CLUSTERS.cells, CLUSTERS.ids, ["a", "b", "c"], CLUSTERS.keywords)
     digests = [
         Bundle(made, clusters).save(tmp_path / str(number), tmp_path / "model")
         for number, clusters in enumerate([CLUSTERS, CLUSTERS, renamed, None])
@@ -338,7 +346,7 @@ def test_a_document_is_in_the_cluster_of_the_nearest_centroid(bundle: Bundle) ->
     for answer in bundle.answer(TEXTS, vectors=True):
         vector = np.array(answer["vector"])
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
-        distances = np.linalg.norm(CLUSTERS.centroids - vector, axis=1)
+        distances = np.linalg.norm(CLUSTERS.cells.centroids - vector, axis=1)
         place = int(distances.argmin())
         assert (answer["cluster_id"], answer["cluster_name"]) == (
             CLUSTERS.ids[place],

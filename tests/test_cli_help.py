@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 
 from flows import cli
 
-COMMANDS = ["sample", "init", "check", "run", "status", "predict", "export", "schema", "tune"]
+COMMANDS = [
+    "sample", "init", "check", "run", "status", "clusters", "name", "predict", "export", "schema",
+    "tune",
+]  # fmt: skip
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 
 
@@ -83,7 +86,7 @@ def test_every_option_and_argument_of_a_command_is_explained(command: str) -> No
         assert getattr(parameter, "help", None), f"{command} {parameter.name}"
 
 
-@pytest.mark.parametrize("command", ["init", "check", "run", "status", "predict", "export", "tune"])
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one not in ("sample", "schema")])
 def test_what_reads_a_pipeline_takes_the_file_by_option_or_environment(command: str) -> None:
     shown = " ".join(helped(command).split())
     assert "--config" in shown
@@ -95,6 +98,8 @@ def test_what_reads_a_pipeline_takes_the_file_by_option_or_environment(command: 
 READING = [
     ["run", "headlins"],
     ["status", "headlins"],
+    ["clusters", "headlins"],
+    ["name", "headlins", "c-0001", "Cards"],
     ["predict", "headlins"],
     ["export", "headlins", "documents"],
     ["tune", "headlins"],

@@ -69,21 +69,23 @@ def test_every_document_has_one_prediction_and_vector_of_the_champion(worked: Ho
         assert len(ids) == len(set(ids)) == 240
 
 
-def test_every_document_is_nearest_to_the_centroid_it_is_assigned_to(worked: House) -> None:
+def test_every_document_is_where_the_published_clusters_put_it(worked: House) -> None:
     import numpy as np
 
+    from nightshift.nearest import UNASSIGNED, Cells
+
     night = worked.lake.published()
-    centroids = {
-        row["cluster_id"]: row["centroid"]
-        for row in worked.table("clusters")
-        if row["night"] == night["night"]
-    }
+    rows = [one for one in worked.table("clusters") if one["night"] == night["night"]]
+    columns = (np.array([row[name] for row in rows], np.float32) for name in ("centroid", "scale"))
+    cells = Cells(*columns, rows[0]["radius"])
     assigned = {row["doc_id"]: row["cluster_id"] for row in worked.table("assignments")}
-    ids = sorted(centroids)
     for row in worked.table("embeddings"):
         if row["model_id"] == night["model_id"]:
-            gaps = [np.linalg.norm(np.subtract(row["vector"], centroids[one])) for one in ids]
-            assert assigned[row["doc_id"]] == ids[int(np.argmin(gaps))]
+            [place], _ = cells.assign(np.array([row["vector"]], np.float32))
+            expected = rows[place]["cluster_id"] if place >= 0 else UNASSIGNED
+            assert assigned[row["doc_id"]] == expected
+    share = list(assigned.values()).count(UNASSIGNED) / len(assigned)
+    assert 0 < share < 0.05
 
 
 def test_the_registry_serves_the_champion_under_its_alias(worked: House) -> None:
