@@ -221,8 +221,7 @@ def name(
         _stop("name: say either a name, with --class or without, or --forget alone.")
     from flows.clusters import forget_name, journal_of, past_of, say_name
 
-    folder = config.resolve().parent
-    past, journal = past_of(settings, pipeline, folder), journal_of(settings, pipeline, folder)
+    past, journal = past_of(settings, pipeline), journal_of(settings, pipeline)
     said = (
         forget_name(past, journal, cluster, by)
         if words is None

@@ -80,13 +80,10 @@ class Past:
         return self.lake.read(table, columns, where, version)
 
 
-def past_of(settings: Settings, pipeline: str, folder: Path) -> Past:
-    """Read what is published, and the journal.
-
-    Args: the folder of the pipelines file.
-    """
+def past_of(settings: Settings, pipeline: str) -> Past:
+    """Read what is published, and the journal."""
     lake = Lake(settings.lake, pipeline, settings.storage_options())
-    journal = Journal(journal_path(settings.lake, pipeline, folder))
+    journal = journal_of(settings, pipeline)
     done = [row for row in lake.nights() if row["state"] == "published"]
     newest = done[-1] if done else {"versions": {}, "finished": None}
     order = {row["night"]: place for place, row in enumerate(done)}
@@ -482,9 +479,9 @@ def forget_name(past: Past, journal: Journal, cluster_id: str, by: str | None) -
         yield f"Its documents are no longer examples of class {before.class_name}."
 
 
-def journal_of(settings: Settings, pipeline: str, folder: Path) -> Journal:
-    """The pipeline's journal; `folder` holds the pipelines file."""
-    return Journal(journal_path(settings.lake, pipeline, folder))
+def journal_of(settings: Settings, pipeline: str) -> Journal:
+    """The pipeline's journal."""
+    return Journal(journal_path(settings.lake, pipeline, settings.reports))
 
 
 def _living(past: Past, cluster_id: str) -> dict[str, Any]:

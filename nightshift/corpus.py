@@ -44,7 +44,21 @@ def current_labels(lake: Lake, but: str | None = None, by: str | None = None) ->
     given = others if by is None else others & (pc.field("by") == by)
     later = lake.read("labels", ["doc_id", "label", "at"], given).sort_by("at")
     labels.update(zip(later["doc_id"].to_pylist(), later["label"].to_pylist(), strict=True))
-    return labels
+    # A label that was taken back is null.
+    return {doc_id: label for doc_id, label in labels.items() if label is not None}
+
+
+def current_assignments(lake: Lake, but: str | None = None) -> dict[str, tuple[str, float]]:
+    """Cluster id and distance by document: the newest change of each. Nights count by their number.
+
+    Args: `but`, a night whose rows are about to be replaced.
+    """
+    order = {row["night"]: row["number"] for row in lake.nights()}
+    columns = ["night", "doc_id", "cluster_id", "distance"]
+    changes = lake.read("assignments", columns, pc.field("night") != (but or "")).to_pydict()
+    rows = zip(*(changes[name] for name in columns), strict=True)
+    newest_last = sorted(rows, key=lambda row: order.get(row[0], 0))
+    return {doc_id: (cluster_id, far) for _, doc_id, cluster_id, far in newest_last}
 
 
 def labelled_sides(lake: Lake) -> dict[str, Labelled]:

@@ -157,14 +157,14 @@ class Journal:
             ) from error
 
 
-def journal_path(lake: str, pipeline: str, folder: Path) -> Path:
+def journal_path(lake: str, pipeline: str, reports: str) -> Path:
     """Where a pipeline's journal lies: beside its tables where they are in a local folder.
 
-    Args: the lake's resolved URI; the folder of pipelines.yaml, which holds the journals of a lake
+    Args: the lake's resolved URI; the folder of the reports, which holds the journals of a lake
     elsewhere.
     """
     local = lake.removeprefix("file://")
-    root = folder / ".nightshift" if "://" in local else Path(local)
+    root = Path(reports) / "journals" if "://" in local else Path(local)
     return root / pipeline / "journal.sqlite"
 
 

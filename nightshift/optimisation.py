@@ -57,7 +57,7 @@ def groups_of(network: Network, config: TrainConfig, layer_decay: float) -> list
         {
             "params": weights,
             "lr": float(config.learning_rate) * layer_decay**depth,
-            "weight_decay": config.weight_decay if decays else 0.0,
+            "weight_decay": float(config.weight_decay) if decays else 0.0,
         }
         for (depth, decays), weights in groups.items()
     ]

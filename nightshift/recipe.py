@@ -152,8 +152,9 @@ class TrainConfig(Config):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """After pretraining: factor on the learning rate per layer downwards from the head
     (discriminative rates, Howard & Ruder 2018)."""
-    weight_decay: float = Field(default=1e-2, ge=0)
-    """Decoupled decay of the weights with adamw, else L2."""
+    weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Decoupled decay of the weights with adamw (Loshchilov & Hutter 2019), else L2; auto: 0.01
+    decoupled, and none as L2, which at that size leaves nothing to learn."""
     l1: float = Field(default=0.0, ge=0)
     """Weight of the sum of absolute weights in the loss."""
     label_smoothing: Share = 0.1
@@ -272,6 +273,9 @@ def resolve(
         learning_rate = 5e-3 if rows <= 20_000 and stride == 1 else 3e-3
         if model.encoder.startswith("huggingface:"):
             learning_rate = 5e-5
+    decay = train.weight_decay
+    if decay == "auto":
+        decay = 1e-2 if train.optimizer == "adamw" else 0.0
     epochs = train.epochs
     if epochs == "auto":
         # About 100,000 documents seen in all, few epochs for large sets and many for small ones.
@@ -290,6 +294,7 @@ def resolve(
                 "epochs": epochs,
                 "batch_tokens": batch_tokens,
                 "learning_rate": learning_rate,
+                "weight_decay": decay,
                 "refit": train.refit and not (quick and "refit" not in train.model_fields_set),
             }
         ),

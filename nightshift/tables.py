@@ -192,7 +192,7 @@ class Lake:
         if opened is None:
             return
         with _passing(f"reading table '{table}' at {self._at(table)}"):
-            whole = opened.to_pyarrow_dataset(schema=SCHEMAS[table])
+            whole = opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
             # One file a night: by folder, so that nights come in the order of their names.
             pieces = sorted(whole.get_fragments(filter=where), key=lambda one: one.path)
             if not pieces:
@@ -252,6 +252,17 @@ class Lake:
         for row in rows:
             row["outputs"], row["figures"] = json.loads(row["outputs"]), json.loads(row["figures"])
         return {row["stage"]: row for row in sorted(rows, key=lambda row: row["at"])}
+
+    def _files(self, table: str) -> Any:
+        """Arrow's own view of a local folder; None leaves other stores to delta-rs.
+
+        A file system that is written in Python may still be held by a thread of Arrow's when the
+        interpreter ends, and the process then aborts after its work is done.
+        """
+        from pyarrow import fs
+
+        folder = self._at(table).removeprefix("file://")
+        return None if "://" in folder else fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
 
     def _at(self, table: str) -> str:
         return f"{self.root}/{table}"

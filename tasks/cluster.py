@@ -12,13 +12,16 @@ import pyarrow.compute as pc
 
 from nightshift.bundle import Clusters
 from nightshift.clustering import Clustering, carried_over, cluster
-from nightshift.corpus import texts_of
+from nightshift.corpus import current_assignments, texts_of
 from nightshift.identity import Fate, fates
+from nightshift.journal import Name
 from nightshift.naming import Described, describe, exemplars
 from nightshift.nearest import UNASSIGNED, Cells, unit
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
 from .embed import Embedded
+from .ingest import Files
+from .said import named
 from .stage import Night, Outcome, stage
 from .tracking import scratch
 from .train import champion_of
@@ -37,14 +40,16 @@ class Clustered(Outcome):
     clusters: TableRef
     assignments: TableRef
     ended: list[str]
+    words: int
+    """How much of what people said these names follow."""
 
 
 @stage("cluster", "clusters")
-def recluster(night: Night, embedded: Embedded) -> Clustered:
+def recluster(night: Night, files: Files, embedded: Embedded) -> Clustered:
     """Group all documents by the winner's vectors, starting from last night's clusters."""
-    lake = night.lake
-    if _nothing_changed(night, embedded):
-        return _as_before(night)
+    lake, words = night.lake, named(night, files.words)
+    if _nothing_changed(night, embedded) and not _forgotten(night, words):
+        return _as_before(night, files.words, words)
     doc_ids, vectors = _vectors(lake, embedded)
     if not doc_ids:
         log.info("cluster   nothing to group yet")
@@ -52,9 +57,11 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
             clusters=lake.replace("clusters", night.name, []),
             assignments=lake.replace("assignments", night.name, []),
             ended=[],
+            words=files.words,
         )
     assert embedded.winner is not None
-    before = current_assignments(lake, but=night.name)
+    assigned = current_assignments(lake, but=night.name)
+    before = {doc_id: cluster_id for doc_id, (cluster_id, _) in assigned.items()}
     last = {row["cluster_id"]: row for row in _last(night)}
     old, start = _start(vectors, doc_ids, before, last, embedded.winner.model_id)
     fresh = np.array([doc_id not in before for doc_id in doc_ids])
@@ -65,7 +72,7 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
         _likeness(old, start, found.cells),
     )  # fmt: skip
     rows = [
-        *_rows(night, embedded.winner.model_id, doc_ids, vectors, found, tonight, last),
+        *_rows(night, embedded.winner.model_id, doc_ids, vectors, found, tonight, last, words),
         *(_ending(one, last) for one in ended if one.cluster_id in last),
     ]
     ids = np.array([*(one.cluster_id for one in tonight), UNASSIGNED], object)[found.places]
@@ -85,6 +92,7 @@ def recluster(night: Night, embedded: Embedded) -> Clustered:
         clusters=clusters,
         assignments=assignments,
         ended=[one.cluster_id for one in ended],
+        words=files.words,
         figures=figures,
     )
 
@@ -191,11 +199,19 @@ def clusters_config(night: Night) -> str:
     return digest_of(night.pipeline.clusters.model_dump())
 
 
-def _as_before(night: Night) -> Clustered:
+def _forgotten(night: Night, words: dict[str, Name]) -> bool:
+    """Whether a person took back a name that still stands: keywords must be found anew."""
+    return any(
+        row["named_by"] and row["cluster_id"] in words and words[row["cluster_id"]].name is None
+        for row in _last(night)
+    )
+
+
+def _as_before(night: Night, read: int, words: dict[str, Name]) -> Clustered:
     """Last night's clusters, carried on unchanged."""
     rows = _last(night)
     for row in rows:
-        row |= {"event": "continued", "parents": []}
+        row |= {"event": "continued", "parents": [], **_said(words.get(row["cluster_id"]))}
     log.info("cluster   %d clusters, nothing changed", len(rows))
     figures = {"clusters": len(rows), "born": 0, "ended": 0, "moved": 0}
     silhouette = night.before.get("silhouette")
@@ -203,22 +219,9 @@ def _as_before(night: Night) -> Clustered:
         clusters=night.lake.replace("clusters", night.name, rows_of("clusters", rows)),
         assignments=night.lake.replace("assignments", night.name, []),
         ended=[],
+        words=read,
         figures=figures | ({"silhouette": silhouette} if silhouette is not None else {}),
     )
-
-
-def current_assignments(lake: Lake, but: str | None = None) -> dict[str, str]:
-    """Cluster id by document: the newest change of each. Nights count by their number.
-
-    Args: `but`, a night whose rows are about to be replaced.
-    """
-    order = {row["night"]: row["number"] for row in lake.nights()}
-    changes = lake.read("assignments", ["doc_id", "cluster_id", "night"]).to_pydict()
-    rows = sorted(
-        zip(changes["night"], changes["doc_id"], changes["cluster_id"], strict=True),
-        key=lambda row: order.get(row[0], 0),
-    )
-    return {doc_id: cluster_id for of_night, doc_id, cluster_id in rows if of_night != but}
 
 
 def _vectors(lake: Lake, embedded: Embedded) -> tuple[list[str], np.ndarray]:
@@ -242,6 +245,7 @@ def _rows(
     found: Clustering,
     tonight: list[Fate],
     last: dict[str, dict[str, Any]],
+    words: dict[str, Name],
 ) -> list[dict[str, Any]]:
     """Rows of `clusters`: fates, sizes, cohesion, names, exemplars."""
     config, cells = night.pipeline.clusters, found.cells
@@ -270,7 +274,7 @@ def _rows(
         },
     )
     cosines = _cosines(vectors, found)
-    names = _names(tonight, described, last)
+    names = _names(tonight, described, last, words)
     return [
         {
             "cluster_id": fate.cluster_id,
@@ -293,28 +297,35 @@ def _rows(
 
 
 def _names(
-    tonight: list[Fate], described: list[Described], last: dict[str, dict[str, Any]]
+    tonight: list[Fate],
+    described: list[Described],
+    last: dict[str, dict[str, Any]],
+    words: dict[str, Name],
 ) -> list[dict[str, Any]]:
-    """Each cluster's name and who gave it: last night's while it holds, else a new one."""
-    kept = [
-        _kept(one, last.get(fate.cluster_id)) for fate, one in zip(tonight, described, strict=True)
-    ]
-    taken = {row["name"].casefold() for row in kept if row is not None}
+    """Each cluster's name and who gave it: a person's, else last night's while it holds, or new."""
+    pairs = list(zip((fate.cluster_id for fate in tonight), described, strict=True))
+    kept = [_kept(one, last.get(own), words.get(own)) for own, one in pairs]
+    taken = {row["name"].casefold() for row in kept if row}
     names: list[dict[str, Any]] = []
-    for fate, one, row in zip(tonight, described, kept, strict=True):
-        name = one.name if one.name.casefold() not in taken else f"{one.name} ({fate.cluster_id})"
+    for (own, one), row in zip(pairs, kept, strict=True):
+        name = one.name if one.name.casefold() not in taken else f"{one.name} ({own})"
         names.append(row or {"name": name, "named_by": one.named_by})
     return names
 
 
-def _kept(described: Described, before: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Last night's name, if somebody gave it or any word in it still describes the cluster."""
-    if before is None:
-        return None
-    still = any(word in before["name"] for word in described.keywords)
-    if not before["named_by"] and not still:
-        return None
-    return {"name": before["name"], "named_by": before["named_by"]}
+def _kept(described: Described, before: dict[str, Any] | None, word: Name | None) -> dict[str, Any]:
+    """A name that stands: a person's, or last night's while a word in it still tells something."""
+    if word is not None and word.name is not None:
+        return _said(word)
+    if before is None or (word is not None and before["named_by"]):
+        return {}
+    if before["named_by"] or any(one in before["name"] for one in described.keywords):
+        return {"name": before["name"], "named_by": before["named_by"]}
+    return {}
+
+
+def _said(word: Name | None) -> dict[str, Any]:
+    return {"name": word.name, "named_by": word.by} if word and word.name else {}
 
 
 def _cosines(vectors: np.ndarray, found: Clustering) -> np.ndarray:

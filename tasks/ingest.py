@@ -17,6 +17,7 @@ from nightshift.sources import FoundFile, file_digest, is_settled, list_files, r
 from nightshift.tables import TableRef, rows_of
 
 from .progress import track
+from .said import examples, journal_of
 from .stage import Night, Outcome, stage
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Files(Outcome):
     """Still being written."""
     unreadable: dict[str, str]
     """Files that could not even be read for their digest, with the reason."""
+    words: int
+    """How much of what people said this night reads: the last word's number."""
 
 
 class Ingested(Outcome):
@@ -84,7 +87,13 @@ def freeze(night: Night) -> Files:
     log.info("files     %d found, %d new, %d waiting", len(found), len(frozen), len(waiting))
     figures = {"found": len(found), "new": len(frozen), "waiting": len(waiting)}
     names = [file.uri for file in waiting]
-    return Files(files=frozen, waiting=names, unreadable=unreadable, figures=figures)
+    return Files(
+        files=frozen,
+        waiting=names,
+        unreadable=unreadable,
+        words=journal_of(night).last(),
+        figures=figures,
+    )
 
 
 def _settled(night: Night, files: list[FoundFile]) -> tuple[list[FoundFile], list[FoundFile]]:
@@ -148,6 +157,8 @@ def ingest(night: Night, files: Files) -> Ingested:
             if problem:
                 log.warning("ingest    %s", problem)
             batches.append(_batch(file, counts, problem))
+        for batch in rows_of("labels", examples(night, files.words)):
+            writers["labels"].write(batch)
     _unless_nothing_is_left(batches)
     lake.replace("batches", night.name, rows_of("batches", batches))
     total = {key: sum(one[key] for one in batches) for key in ("kept", "duplicates", "rejects")}

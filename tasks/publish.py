@@ -78,6 +78,7 @@ def publish(
                 "labelled": ingested.labelled,
                 "clusters": clustered.figures.get("clusters", 0),
                 "clusters_config": clusters_config(night),
+                "words": clustered.words,
                 "silhouette": clustered.figures.get("silhouette"),
                 "quality": _short(scores),
                 "baseline": evaluated.baseline,

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from prefect.artifacts import create_markdown_artifact
 
-from nightshift.corpus import texts_of
+from nightshift.corpus import current_assignments, texts_of
 from nightshift.pictures import Point, lay_out
 from nightshift.reports import NightReport, digest_text, render
 from nightshift.scoring import Scores
@@ -162,10 +162,8 @@ def _points(night: Night, embedded: Embedded, clusters: set[str]) -> list[Point]
     most = night.pipeline.report.map_points
     if embedded.winner is None or not clusters or not most:
         return []
-    from .cluster import current_assignments
-
     lake = night.lake
-    assigned = current_assignments(lake)
+    assigned = {one: where for one, (where, _) in current_assignments(lake).items()}
     chosen = np.random.default_rng(1).permutation(len(assigned))[:most]
     doc_ids = sorted(assigned)
     sample = {doc_ids[one] for one in chosen}

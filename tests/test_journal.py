@@ -148,17 +148,17 @@ def test_a_refused_name_is_told_apart_from_a_refused_class() -> None:
     [
         ("/srv/lake", "/srv/lake/headlines/journal.sqlite"),
         ("file:///srv/lake", "/srv/lake/headlines/journal.sqlite"),
-        ("s3://bucket/lake", "/team/.nightshift/headlines/journal.sqlite"),
+        ("s3://bucket/lake", "/team/reports/journals/headlines/journal.sqlite"),
     ],
 )
-def test_the_journal_lies_beside_a_local_lake_or_else_beside_the_pipelines_file(
+def test_the_journal_lies_beside_a_local_lake_or_else_among_the_reports(
     lake: str, path: str
 ) -> None:
-    assert journal_path(lake, "headlines", Path("/team")) == Path(path)
+    assert journal_path(lake, "headlines", "/team/reports") == Path(path)
 
 
 def test_two_pipelines_have_two_journals(tmp_path: Path) -> None:
-    one, two = (Journal(journal_path(str(tmp_path), name, tmp_path)) for name in ("one", "two"))
+    one, two = (Journal(journal_path(str(tmp_path), name, "")) for name in ("one", "two"))
     one.say_name("c-0001", "Cards", by="anna")
     assert two.names() == {}
 

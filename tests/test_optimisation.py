@@ -23,7 +23,7 @@ from nightshift.recipe import ModelConfig, TrainConfig
 
 
 def config(**options: Any) -> TrainConfig:
-    return TrainConfig.model_validate({"learning_rate": 0.1, **options})
+    return TrainConfig.model_validate({"learning_rate": 0.1, "weight_decay": 0.01, **options})
 
 
 def network(**options: Any) -> Network:

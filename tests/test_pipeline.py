@@ -435,6 +435,14 @@ def test_what_is_learned_before_any_label_follows_the_text_and_the_encoder(
     assert pretrain.objective == expected
 
 
+def test_weights_decay_only_where_the_optimizer_keeps_it_apart_from_the_gradient() -> None:
+    found = {}
+    for train in (TrainConfig(), TrainConfig(optimizer="adam"), TrainConfig(weight_decay=0.3)):
+        _, train, _ = resolve(ModelConfig(), train, PretrainConfig(), 100, 100, 10, 20)
+        found[train.optimizer, train.weight_decay] = None
+    assert list(found) == [("adamw", 0.01), ("adam", 0.0), ("adamw", 0.3)]
+
+
 def test_the_quick_preset_reads_less_and_once_and_keys_given_win() -> None:
     model, train, pretrain = resolve(
         ModelConfig(), TrainConfig(preset="quick"), PretrainConfig(), 10_000, 10_000, 300, 900
@@ -450,7 +458,7 @@ def test_the_quick_preset_reads_less_and_once_and_keys_given_win() -> None:
 
 def test_what_is_declared_is_not_resolved() -> None:
     model = ModelConfig(max_tokens=9, stride=2)
-    train = TrainConfig(epochs=3, batch_tokens=77, learning_rate=0.1)
+    train = TrainConfig(epochs=3, batch_tokens=77, weight_decay=0.1, learning_rate=0.1)
     pretrain = PretrainConfig(objective="denoise", epochs=3)
     given = (model, train, pretrain)
     assert resolve(*given, 50_000, 50_000, 300, 900) == given

@@ -27,7 +27,10 @@ MODEL = ModelConfig(
 
 
 def config(**options: Any) -> TrainConfig:
-    quick = {"epochs": 2, "batch_tokens": 128, "learning_rate": 0.02, "device": "cpu"}
+    quick = {
+        "epochs": 2, "batch_tokens": 128, "learning_rate": 0.02, "weight_decay": 0.01,
+        "device": "cpu",
+    }  # fmt: skip
     return TrainConfig.model_validate({**quick, **options})
 
 

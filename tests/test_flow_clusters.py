@@ -1,0 +1,140 @@
+"""Clusters over nights: names that people give, topics that are born, classes that follow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from conftest import TOPICS, House, rows, texts
+
+from flows.clusters import forget_name, journal_of, past_of, say_name
+from nightshift.journal import Journal
+from nightshift.pipeline import Settings, load_settings
+
+TOPIC_OF = {text: topic for topic in TOPICS for seed in range(4) for text in texts(topic, 60, seed)}
+
+
+def settings(house: House) -> Settings:
+    return load_settings(house.config)
+
+
+def journal(house: House) -> Journal:
+    return journal_of(settings(house), house.name)
+
+
+def call(house: House, cluster_id: str, name: str, class_name: str | None = None) -> list[str]:
+    past = past_of(settings(house), house.name)
+    return list(say_name(past, journal(house), cluster_id, name, class_name, "ada"))
+
+
+def clusters(house: House) -> list[dict[str, Any]]:
+    """The newest night's, the largest first."""
+    return past_of(settings(house), house.name).tonight
+
+
+def topics_of(house: House) -> dict[str, Counter[str]]:
+    """How many documents of each topic every cluster has."""
+    text_of = {row["doc_id"]: row["text"] for row in house.table("documents")}
+    where = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    found: dict[str, Counter[str]] = {}
+    for doc_id, cluster_id in where.items():
+        found.setdefault(cluster_id, Counter())[TOPIC_OF[text_of[doc_id]]] += 1
+    return found
+
+
+def unlabelled(house: House, **clusters: Any) -> None:
+    house.declare(source={"label": None}, clusters=clusters)
+
+
+def test_a_name_is_taken_up_by_a_quiet_night_and_stays_until_it_is_taken_back(
+    house: House,
+) -> None:
+    house.drop("one.jsonl", rows(30))
+    house.work("n1")
+    largest = clusters(house)[0]
+    assert largest["named_by"] is None
+    call(house, largest["cluster_id"], "Kitchen talk")
+    house.work("n2")
+    named = next(row for row in clusters(house) if row["cluster_id"] == largest["cluster_id"])
+    assert (named["name"], named["named_by"], named["born"]) == ("Kitchen talk", "ada", "n1")
+    house.drop("two.jsonl", rows(10, seed=1))
+    house.work("n3")
+    called = {row["cluster_id"]: row["name"] for row in clusters(house)}
+    assert called[largest["cluster_id"]] == "Kitchen talk"
+    past = past_of(settings(house), house.name)
+    list(forget_name(past, journal(house), largest["cluster_id"], "ada"))
+    house.work("n4")
+    forgotten = next(row for row in clusters(house) if row["cluster_id"] == largest["cluster_id"])
+    assert forgotten["named_by"] is None
+    assert forgotten["name"] != "Kitchen talk"
+
+
+def test_a_topic_that_arrives_is_born_on_its_night(house: House) -> None:
+    unlabelled(house, k_min=2, k_max=3)
+    # Two documents, so that the words are known.
+    few = rows(2, 2, ("chess",))
+    house.drop("one.jsonl", [*rows(60, topics=("cooking", "sailing")), *few])
+    house.work("n1")
+    house.drop("two.jsonl", [*rows(4, 1, ("cooking", "sailing")), *rows(40, 0, ("chess",))])
+    house.work("n2")
+    born = [row for row in clusters(house) if row["event"] == "born"]
+    assert len(born) == 1
+    assert born[0]["born"] == "n2"
+    of_newborn = topics_of(house)[born[0]["cluster_id"]]
+    assert of_newborn["chess"] >= 0.7 * 40
+    assert of_newborn["chess"] >= 0.8 * of_newborn.total()
+
+
+def test_clusters_named_as_classes_are_predicted_from_the_next_night_on(house: House) -> None:
+    unlabelled(house, k=3)
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    assert house.table("predictions") == []
+    for cluster_id, found in topics_of(house).items():
+        if cluster_id != "unassigned":
+            topic = found.most_common(1)[0][0]
+            [_, *said] = call(house, cluster_id, f"All of {topic}", topic)
+            assert any(f"examples of class {topic}" in line for line in said)
+    before = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    model = house.lake.published()["model_id"]
+    house.drop("two.jsonl", rows(20, seed=1))
+    house.work("n2")
+    text_of = {row["doc_id"]: row["text"] for row in house.table("documents")}
+    said = {text_of[row["doc_id"]]: row["label"] for row in house.table("predictions")}
+    assert len(said) == 240
+    right = sum(TOPIC_OF[text] == label for text, label in said.items())
+    assert right >= 0.9 * len(said)
+    assert {row["by"] for row in house.table("labels")} == {
+        f"cluster c-000{number}" for number in (1, 2, 3)
+    }
+    # Another model, another space, and the same clusters.
+    assert house.lake.published()["model_id"] != model
+    after = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    assert sum(after[one] == where for one, where in before.items()) >= 0.9 * len(before)
+    assert {row["event"] for row in clusters(house)} == {"continued"}
+
+
+@pytest.mark.parametrize("again", ["better name", "forget"])
+def test_examples_follow_what_was_said_last(house: House, again: str) -> None:
+    from nightshift.corpus import current_labels
+
+    unlabelled(house, k=3)
+    house.drop("one.jsonl", rows(30))
+    house.work("n1")
+    call(house, "c-0001", "One", "first")
+    house.work("n2")
+    given = current_labels(house.lake)
+    # Eight in ten of the cluster's documents, the nearest ones.
+    size = next(row["size"] for row in clusters(house) if row["cluster_id"] == "c-0001")
+    assert set(given.values()) == {"first"}
+    assert len(given) == round(0.8 * size)
+    if again == "forget":
+        past = past_of(settings(house), house.name)
+        list(forget_name(past, journal(house), "c-0001", "ada"))
+    else:
+        call(house, "c-0001", "One and only", "second")
+    house.work("n3")
+    now = current_labels(house.lake)
+    assert set(now.values()) == (set() if again == "forget" else {"second"})
+    assert len(now) == (0 if again == "forget" else len(given))
