@@ -277,25 +277,29 @@ class Bare:
 
     def cluster(self) -> None:
         """Group the vectors; sizes, keywords and exemplars of each group."""
-        from nightshift.clustering import cluster, keywords
+        from nightshift.clustering import cluster
+        from nightshift.naming import describe, exemplars
 
         config = self.pipeline.clusters
         self.found = found = cluster(self.vectors, config)
+        cells = found.cells
         sample = np.random.default_rng(config.seed).permutation(len(self.texts))[:20_000]
-        words = keywords(
-            [self.texts[row] for row in sample], found.places[sample].tolist(),
-            len(found.centroids), config.keywords,
-        )  # fmt: skip
-        cosines = (self.vectors * found.centroids[found.places]).sum(1)
+        described = describe(
+            [self.texts[row] for row in sample], found.places[sample], len(cells), config
+        )
+        cosines = (self.vectors * cells.centroids[found.places]).sum(1)
         nearest = np.argsort(found.distances, kind="stable")
         self.groups: list[dict[str, Any]] = []
-        for place, chosen in enumerate(words):
+        for place, one in enumerate(described):
             members = nearest[found.places[nearest] == place]
+            near = members[: 4 * config.exemplars]
+            shown = exemplars(self.vectors[near], cells.centroids[place],
+                              [self.texts[row] for row in near], config.exemplars)  # fmt: skip
             self.groups.append({
-                "cluster_id": f"c-{place + 1:04d}", "name": ", ".join(chosen[:3]), "event": "born",
-                "parents": [], "size": len(members), "previous_size": None, "keywords": chosen,
-                "cohesion": float(cosines[members].mean()),
-                "exemplars": [str(row) for row in members[: config.exemplars]],
+                "cluster_id": f"c-{place + 1:04d}", "name": one.name, "event": "born",
+                "parents": [], "size": len(members), "previous_size": None,
+                "keywords": one.keywords, "cohesion": float(cosines[members].mean()),
+                "exemplars": [str(near[row]) for row in shown],
             })  # fmt: skip
 
     def report(self, to: Path) -> None:
@@ -307,7 +311,10 @@ class Bare:
 
         most = self.pipeline.report.map_points
         rows = np.random.default_rng(1).permutation(len(self.texts))[:most]
-        ids = [self.groups[place]["cluster_id"] for place in self.found.places[rows]]
+        ids = [
+            self.groups[place]["cluster_id"] if place >= 0 else "unassigned"
+            for place in self.found.places[rows]
+        ]
         points = [
             Point(float(x), float(y), one, self.said[row], self.texts[row])
             for one, row, (x, y) in zip(ids, rows, lay_out(self.vectors[rows]), strict=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from nightshift.errors import NightshiftError
+from nightshift.naming import load_namer
 from nightshift.pipeline import Pipeline, Settings, masked
 from nightshift.sources import columns_of, list_files
 from nightshift.tables import Lake
@@ -81,4 +82,9 @@ def _source(name: str, pipeline: Pipeline) -> Finding:
     shown = f"{len(files)} files; {files[0].uri} has {', '.join(columns) or 'no columns'}"
     if missing:
         return name, f"{shown}; declared but not there: {', '.join(missing)}", False
+    if pipeline.clusters.namer:
+        try:
+            load_namer(pipeline.clusters.namer)
+        except NightshiftError as error:
+            return name, str(error), False
     return name, shown, True

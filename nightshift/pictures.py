@@ -296,8 +296,10 @@ def _names_on_map(
 ) -> list[str]:
     taken: list[tuple[float, float, float, float]] = []
     body = []
-    for cluster in sorted(groups, key=lambda one: (-sizes.get(one, 0), one)):
-        name = _fitted(names.get(cluster, cluster), 13, 200)
+    # Unassigned documents are everywhere and have no name.
+    named = [one for one in groups if one in names]
+    for cluster in sorted(named, key=lambda one: (-sizes.get(one, 0), one)):
+        name = _fitted(names[cluster], 13, 200)
         half = text_width(name, 13) / 2 + 4
         x = median(at[0] for at in groups[cluster])
         y = median(at[1] for at in groups[cluster])

@@ -442,6 +442,17 @@ def test_check_reaches_every_store_and_names_what_is_wrong(house: House) -> None
     assert "txt" in found[house.name][0]
 
 
+def test_check_finds_a_namer_that_cannot_be_loaded(house: House) -> None:
+    from flows.checking import check
+    from nightshift.pipeline import load_settings
+
+    house.declare(clusters={"namer": "jsn:dumps"})
+    house.drop("one.jsonl", rows(3))
+    [(_, said, well)] = [one for one in check(load_settings(house.config)) if one[0] == house.name]
+    assert not well
+    assert "jsn" in said
+
+
 # --- failures ---------------------------------------------------------------------------------
 
 
