@@ -79,16 +79,15 @@ def pretrain(
     documents = documents.take(np.flatnonzero(documents.lengths > 1))
     task = _task(network, config).to(device)
     weights = {id(one): one for part in (network, task) for one in part.parameters()}
-    optimizer = torch.optim.AdamW(list(weights.values()), config.learning_rate, weight_decay=0.0)
+    rate = float(config.learning_rate)
+    optimizer = torch.optim.AdamW(list(weights.values()), rate, weight_decay=0.0)
     passes = [
         list(buckets(documents.lengths, BATCH_TOKENS, random)) for _ in range(int(config.epochs))
     ]
     steps = sum(map(len, passes))
     if not steps:
         return
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, steps, pct_start=WARMUP
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=WARMUP)
     for index, batches in enumerate(passes):
         started, losses = time.perf_counter(), []
         network.train()
@@ -106,7 +105,7 @@ def pretrain(
         if not math.isfinite(mean):
             raise TrainingError(
                 f"pretrain: found a loss that is not a finite number in pass {index + 1}. Set "
-                f"pretrain.learning_rate below {config.learning_rate:g}, or pretrain.objective: "
+                f"pretrain.learning_rate below {rate:g}, or pretrain.objective: "
                 "none, in pipelines.yaml."
             )
         seconds = time.perf_counter() - started

@@ -435,6 +435,19 @@ def test_what_is_learned_before_any_label_follows_the_text_and_the_encoder(
     assert pretrain.objective == expected
 
 
+@pytest.mark.parametrize(
+    ("encoder", "rate", "pretraining_rate"),
+    [("gru", 5e-3, 3e-3), ("transformer", 1e-3, 1e-3), ("huggingface:somewhere", 5e-5, 3e-3)],
+)
+def test_learning_rates_follow_the_encoder(
+    encoder: str, rate: float, pretraining_rate: float
+) -> None:
+    _, train, pretrain = resolve(
+        ModelConfig(encoder=encoder), TrainConfig(), PretrainConfig(), 100, 5000, 10, 20
+    )
+    assert (train.learning_rate, pretrain.learning_rate) == (rate, pretraining_rate)
+
+
 def test_weights_decay_only_where_the_optimizer_keeps_it_apart_from_the_gradient() -> None:
     found = {}
     for train in (TrainConfig(), TrainConfig(optimizer="adam"), TrainConfig(weight_decay=0.3)):
@@ -459,7 +472,7 @@ def test_the_quick_preset_reads_less_and_once_and_keys_given_win() -> None:
 def test_what_is_declared_is_not_resolved() -> None:
     model = ModelConfig(max_tokens=9, stride=2)
     train = TrainConfig(epochs=3, batch_tokens=77, weight_decay=0.1, learning_rate=0.1)
-    pretrain = PretrainConfig(objective="denoise", epochs=3)
+    pretrain = PretrainConfig(objective="denoise", epochs=3, learning_rate=2e-3)
     given = (model, train, pretrain)
     assert resolve(*given, 50_000, 50_000, 300, 900) == given
 

@@ -53,7 +53,8 @@ def recorded(task: Any, ids: list[list[int]], lengths: list[int]) -> list[list[i
 
 
 def config(**changes: Any) -> PretrainConfig:
-    given = {"objective": "next_token", "epochs": 2, "negatives": 20, **changes}
+    given = {"objective": "next_token", "epochs": 2, "negatives": 20, "learning_rate": 3e-3}
+    given |= changes
     return PretrainConfig(**given)
 
 
