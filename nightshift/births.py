@@ -17,7 +17,7 @@ NEIGHBOURS = 20
 NOVEL = 0.8
 """Share of tonight's documents among a document's neighbours, drawn from as many of both, that
 makes it novel: with nothing new, 16 of 20 are tonight's for six documents in a thousand."""
-PURITY = 0.85
+PURITY = 0.87
 """Share of a newborn's documents that are more than the usual share of tonight's."""
 LEAST, LEAST_SHARE = 10, 0.002
 """Documents that a topic has at least: in all, and as a share of the corpus."""
