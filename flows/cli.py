@@ -184,7 +184,7 @@ def clusters(
         _stop("clusters: --picture draws all clusters; call it without --history and --json.")
     from flows.clusters import as_lines, as_passport, passport_of, past_of, table_of, write_picture
 
-    past = past_of(settings, pipeline, config.resolve().parent)
+    past = past_of(settings, pipeline)
     if picture is not None:
         typer.echo(write_picture(past, picture))
         return

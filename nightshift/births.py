@@ -104,9 +104,10 @@ def novelty(fresh: np.ndarray, known: np.ndarray, random: np.random.Generator) -
 
 
 def _topics(novel: np.ndarray, usual: float, least: int, centroids: np.ndarray) -> list[np.ndarray]:
-    """Novel documents as groups, the centre of each as a unit vector's documents (rows, width).
+    """Novel documents in groups, float32 (rows, width) each.
 
-    Args: novel unit vectors; how like a document usually is to its cluster (cosine).
+    Args: novel unit vectors; how like a document usually is to its cluster (cosine); the fewest
+    documents of a group; centroids of the clusters, whose nearness to each other is the measure.
     """
     centres = _dense(novel, usual, least)
     if not centres:

@@ -31,7 +31,8 @@ def examples(night: Night, until: int) -> list[dict[str, Any]]:
     """Rows of `labels`: documents of clusters that were said to be a class since last night.
 
     A document that has a label keeps it. Where a class is taken back, so are its examples: their
-    new label is null.
+    new label is null. Documents of the test and the gate are examples, too, so what is measured of
+    such a class is how well the model finds the cluster again.
     """
     read = int(night.before.get("words", 0))
     words = [one for one in journal_of(night).names(until).values() if one.number > read]
