@@ -343,7 +343,7 @@ def _pairs(left: np.ndarray, right: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _from(values: np.ndarray, further: int) -> np.ndarray:
     """What stands so much further on; nothing, past the end."""
     nothing = np.full(further, NONE if values.dtype == np.int32 else False, values.dtype)
-    return np.concatenate([values[further:], nothing])
+    return np.concatenate([values[further:], nothing])[: len(values)]
 
 
 def _documents(at: list[np.ndarray], rows: np.ndarray, shape: tuple[int, int]) -> Any:

@@ -418,3 +418,10 @@ def test_there_are_no_more_exemplars_than_different_documents() -> None:
     assert exemplars(vectors, np.zeros(2), ["same"] * 40, 5) == [0]
     assert exemplars(vectors[:0], np.zeros(2), [], 5) == []
     assert len(exemplars(vectors, np.zeros(2), [f"text{one}" for one in range(40)], 5)) == 5
+
+
+@pytest.mark.parametrize("texts", [[], ["the"], ["", "a"], ["wind"]])
+def test_hardly_any_words_are_no_reason_to_stop(texts: list[str]) -> None:
+    found = describe(texts, [0] * len(texts), 1, NamingConfig())
+    assert len(found) == 1
+    assert found[0].name

@@ -352,7 +352,7 @@ def test_a_warm_start_goes_on_from_the_champion_without_its_folder(
 
 def test_lower_layers_learn_more_slowly_where_that_is_declared(folder: Path) -> None:
     network = Network(ModelConfig(encoder="huggingface:x"), VOCABULARY, 3, loaded(folder))
-    groups = groups_of(network, TrainConfig(learning_rate=0.8), 0.5)
+    groups = groups_of(network, TrainConfig(learning_rate=0.8, weight_decay=0.01), 0.5)
     rates = {id(one): group["lr"] for group in groups for one in group["params"]}
     found = {name: rates[id(one)] for name, one in network.named_parameters()}
     assert found["head.weight"] == found["projection.weight"] == 0.8
