@@ -213,7 +213,7 @@ def _as_before(night: Night, read: int, words: dict[str, Name]) -> Clustered:
     for row in rows:
         row |= {"event": "continued", "parents": [], **_said(words.get(row["cluster_id"]))}
     log.info("cluster   %d clusters, nothing changed", len(rows))
-    figures = {"clusters": len(rows), "born": 0, "ended": 0, "moved": 0}
+    figures: dict[str, float] = {"clusters": len(rows), "born": 0, "ended": 0, "moved": 0}
     silhouette = night.before.get("silhouette")
     return Clustered(
         clusters=night.lake.replace("clusters", night.name, rows_of("clusters", rows)),

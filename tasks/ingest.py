@@ -85,7 +85,7 @@ def freeze(night: Night) -> Files:
     if not found:
         log.warning("files     nothing matches %s", ", ".join(source.paths))
     log.info("files     %d found, %d new, %d waiting", len(found), len(frozen), len(waiting))
-    figures = {"found": len(found), "new": len(frozen), "waiting": len(waiting)}
+    figures: dict[str, float] = {"found": len(found), "new": len(frozen), "waiting": len(waiting)}
     names = [file.uri for file in waiting]
     return Files(
         files=frozen,

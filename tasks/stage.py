@@ -35,7 +35,7 @@ STAGES = (
     "files", "ingest", "tokens", "train", "evaluate", "promote", "embed", "cluster", "report",
     "publish",
 )  # fmt: skip
-RETRY_DELAYS_SECONDS = [2, 15]
+RETRY_DELAYS_SECONDS: list[float] = [2, 15]
 
 UNSTABLE = {"version", "uri", "run_id", "registry_version", "seconds", "modified"}
 """Keys of an outcome that differ between two equal nights."""
@@ -105,14 +105,14 @@ def stage(
         outcome: type[Result] = get_type_hints(work)["return"]
 
         @functools.wraps(work)
-        def run(night: Night, *given: Inputs.args, **_: Inputs.kwargs) -> Result:
+        def run(night: Night, *given: Inputs.args, **named: Inputs.kwargs) -> Result:
             digest = name if once else _digest(night, name, config, given)
             done = night.lake.stages(night.name).get(name)
             if done and done["digest"] == digest and name not in night.redo:
                 log.info("%-9s done before, kept", name)
                 return outcome.model_validate(done["outputs"])
             started = time.perf_counter()
-            result = work(night, *given)
+            result = work(night, *given, **named)
             seconds = time.perf_counter() - started
             night.tracking.figures(
                 {f"{name}/{key}": value for key, value in result.figures.items()}
