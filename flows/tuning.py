@@ -18,9 +18,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
@@ -438,15 +440,18 @@ class Search:
     def work(self) -> None:
         """Try recipes until the number asked for is tried."""
         try:
-            while True:
-                self._hand_out()
-                busy = [one for one in self.workers if one.trial is not None]
-                if not busy and len(self.spent()) >= self.config.trials:
-                    return
-                # Nobody is busy, too, where every recipe drawn was one that cannot be.
-                ready = wait([one.pipe for one in busy]) if busy else []
-                for worker in [one for one in busy if one.pipe in ready]:
-                    self._hear(worker)
+            with _interrupts() as interrupts:
+                while True:
+                    self._hand_out()
+                    busy = [one for one in self.workers if one.trial is not None]
+                    if not busy and len(self.spent()) >= self.config.trials:
+                        return
+                    # Nobody is busy, too, where every recipe drawn was one that cannot be.
+                    ready = wait([interrupts, *(one.pipe for one in busy)], None if busy else 0)
+                    if interrupts in ready:
+                        raise KeyboardInterrupt
+                    for worker in [one for one in busy if one.pipe in ready]:
+                        self._hear(worker)
         finally:
             for worker in self.workers:
                 worker.process.kill()
@@ -590,6 +595,28 @@ def _differing(values: Values, declared: Values) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value != declared[key])
 
 
+@contextmanager
+def _interrupts() -> Iterator[Connection]:
+    """A pipe that something comes through at Ctrl-C; a second Ctrl-C interrupts at once.
+
+    Interrupted anywhere else, a transaction cut in half would keep its lock on Optuna's file, and
+    putting the trials in order would wait for it.
+    """
+    heard, says = multiprocessing.Pipe(duplex=False)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        says.send_bytes(b"!")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+        heard.close()
+        says.close()
+
+
 def _hire(exam: Exam, processes: int) -> Worker:
     """Start a process that learns on its share of the cores."""
     spawn = multiprocessing.get_context("spawn")
@@ -597,12 +624,15 @@ def _hire(exam: Exam, processes: int) -> Worker:
     process = spawn.Process(target=serve, args=(theirs, exam), daemon=True)
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = before or str(max(1, _cores() // processes))
-    # Ctrl-C reaches every process of a terminal; this one alone decides what follows.
-    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal; this one alone decides what follows. A blocked
+    # signal is inherited and waits, where an ignored one would be lost. Python's own helper of
+    # spawned processes unblocks it when it starts, so that one starts first.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
-        signal.signal(signal.SIGINT, heeded)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
     theirs.close()
