@@ -1,44 +1,65 @@
-"""Clusters that live: who keeps their cluster over ten nights, and who notices a new topic?
+"""Clusters without labels, and clusters that live: who finds them, who keeps them, who is born?
 
     python benchmarks/clusters.py --data DIR [--seeds 5] [--only 'identity/*'] [--page]
 
-All on the corpus's own document vectors, without labels, by the night's own code.
+By the night's own code, with its default tokenizer, and the truth only read to measure.
 
+- unlabelled: the whole corpus, k the number of its classes. Accuracy under the best one-to-one
+  match of clusters and classes (Kuhn 1955), and normalized mutual information. `nightshift` is the
+  nearest centroid in the vectors of the network that learned clusters by itself, `start` the groups
+  it began with (seconds with them), `vectors` KMeans on the corpus's own vectors. Beside: KMeans on
+  TF-IDF and on its 100 latent dimensions (LSA), and BERTopic on our vectors, with its defaults and
+  its own merging down to k topics; what it leaves out counts as a cluster.
 - identity: half of a corpus, then ten nights of 5% new documents. Share of the old documents that
   keep their cluster's id each night and after all ten, and inertia beside a fit from scratch. The
-  peer fits KMeans from scratch every night and matches its clusters to last night's (Kuhn 1955).
+  peer fits KMeans from scratch every night and matches its clusters to last night's. `network`: in
+  the vectors of a network that learned on the first night; `retrained`: it learns anew, from last
+  night's clusters, on night five.
 - births: some classes are withheld until night five, when all their documents up to then arrive.
   What is born on that night, and on the others; purity of the newborn cluster for the class, and
-  the share of the class's documents in it.
+  the share of the class's documents in it. The vectors are those of the first night.
+- some_labels: a classifier learns half of the classes; the documents of the other half are
+  clustered in its vectors, and in the corpus's own.
 
-The truth is only read to measure. Resumable: results/clusters.json keeps what was measured.
+Resumable: results/clusters.json keeps what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from corpora import CORPORA, RESULTS, add_data_option, machine, table
-from peers import read_corpus
+from peers import environment, read_corpus
 from quality_page import write_whole
 
 from nightshift.batches import Documents
+from nightshift.bundle import BATCH_TOKENS
 from nightshift.cleaning import CleaningConfig, clean
-from nightshift.clustering import ClusterConfig, cluster
+from nightshift.clustering import ClusterConfig, carried_over, cluster
+from nightshift.discovery import MOST, discover, first_groups
 from nightshift.identity import fates
-from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids
-from nightshift.tokenizer import Tokenizer, TokenizerConfig
+from nightshift.inference import forward
+from nightshift.learning import Learned, Material, Side
+from nightshift.learning import learn as learn_model
+from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
+from nightshift.recipe import ModelConfig, Recipe, TrainConfig
+from nightshift.scoring import quality_with_labels
+from nightshift.tokenizer import Tokenizer, TokenizerConfig, words
 from nightshift.vectors import learn
 
 FILE = RESULTS / "clusters.json"
@@ -49,21 +70,129 @@ WITHHELD = {
     "search_snippets": [(0,), (3,)],
 }
 """Classes by their place in the alphabet, a trial each."""
+UNLABELLED = ("search_snippets", "biomedical", "thucnews", "banking77", "agnews_test")
 Fit = Callable[[np.ndarray, int, Cells | None, np.ndarray, int], tuple[np.ndarray, Cells]]
 
 
+@dataclass(frozen=True)
+class Read:
+    """A whole corpus: cleaned texts, labels' numbers int64 (documents,), and its tokens."""
+
+    texts: list[str]
+    labels: np.ndarray
+    tokenizer: Tokenizer
+    documents: Documents
+
+    @property
+    def k(self) -> int:
+        """Number of classes."""
+        return int(self.labels.max()) + 1
+
+
 @cache
-def corpus_vectors(name: str, data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors float32 (documents, width) of a whole corpus, and its labels' numbers."""
+def read(name: str, data: Path) -> Read:
+    """A corpus as a night stores it."""
     where = next(one for one in CORPORA if one.name == name)
     sides = read_corpus(where, data)
     rows = [sides.train, sides.validation, sides.test]
     texts = [clean(text, CleaningConfig()) for side in rows for text in side.texts]
     labels = [label for side in rows for label in side.labels]
-    tokenizer = Tokenizer.learn(iter(texts), TokenizerConfig(unit="word"))
+    # The nights store documents in no order that means anything.
+    order = np.random.default_rng(0).permutation(len(texts))
+    texts = [texts[row] for row in order]
+    tokenizer = Tokenizer.learn(iter(texts), TokenizerConfig())
     documents = Documents.from_lists(tokenizer.encode(texts))
-    vectors = learn(documents, tokenizer.size).embed(documents)
-    return vectors, np.unique(labels, return_inverse=True)[1]
+    return Read(texts, np.unique(labels, return_inverse=True)[1][order], tokenizer, documents)
+
+
+@cache
+def corpus_vectors(name: str, data: Path, first: bytes = b"") -> np.ndarray:
+    """The corpus's own unit vectors float32 (documents, width), learned from some rows or all."""
+    corpus = read(name, data)
+    rows = np.frombuffer(first, np.int64) if first else np.arange(len(corpus.labels))
+    documents = corpus.documents.cut(512)
+    return learn(documents.take(rows), corpus.tokenizer.size).embed(documents)
+
+
+@cache
+def network_vectors(
+    name: str, data: Path, first: bytes, k: int, seed: int, known: bytes = b""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of all documents by a network that learned clusters of some, and its centres."""
+    corpus = read(name, data)
+    rows = np.frombuffer(first, np.int64)
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:MOST]
+    found = None
+    for found in discover(
+        corpus.documents.take(rows[drawn]), [corpus.texts[row] for row in rows[drawn]],
+        corpus.tokenizer, ModelConfig(), TrainConfig(seed=seed), ClusterConfig(k=k, seed=seed),
+        np.frombuffer(known, np.int64)[drawn] if known else None,
+    ):  # fmt: skip
+        print(f"    {found}", flush=True)
+    assert found is not None
+    cut = corpus.documents.cut(int(found.network.config.max_tokens))
+    raw = forward(found.network, cut, BATCH_TOKENS, torch.device("cpu"))[1]
+    return unit(raw).astype(np.float32), found.centres
+
+
+# --- without labels ---------------------------------------------------------------------------
+
+
+def unlabelled(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
+    """One way to group a whole corpus."""
+    from sklearn.cluster import KMeans
+
+    corpus = read(name, data)
+    started = time.perf_counter()
+    if way == "nightshift":
+        everyone = np.arange(len(corpus.labels)).tobytes()
+        vectors, centres = network_vectors(name, data, everyone, corpus.k, seed)
+        config = ClusterConfig(k=corpus.k, seed=seed, unassigned=0)
+        places = cluster(vectors, config, Cells.of(centres)).places
+        network_vectors.cache_clear()
+    elif way == "start":
+        places = first_groups(corpus.texts[:MOST], ClusterConfig(k=corpus.k, seed=seed), seed)
+    elif way == "bertopic":
+        places = _bertopic(corpus, corpus_vectors(name, data), seed)
+    else:
+        vectors = corpus_vectors(name, data) if way == "vectors" else _tfidf(corpus, way, seed)
+        starts = 1 if way == "tfidf" else 10
+        places = KMeans(corpus.k, n_init=starts, random_state=seed).fit(vectors).labels_
+    seconds = time.perf_counter() - started
+    return {**agreement(corpus.labels[: len(places)], places), "wall_seconds": round(seconds, 1)}
+
+
+def agreement(labels: np.ndarray, places: np.ndarray) -> dict[str, float]:
+    """How well clusters and classes agree."""
+    found = quality_with_labels([str(one) for one in labels], np.asarray(places, np.int64))
+    return {key: round(value, 4) for key, value in found.items()}
+
+
+def _tfidf(corpus: Read, way: str, seed: int) -> Any:
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    weighted = TfidfVectorizer(tokenizer=words, token_pattern=None, min_df=2).fit_transform(
+        corpus.texts
+    )
+    if way == "tfidf":
+        return weighted
+    return unit(TruncatedSVD(100, random_state=seed).fit_transform(weighted).astype(np.float32))
+
+
+def _bertopic(corpus: Read, vectors: np.ndarray, seed: int) -> np.ndarray:
+    """BERTopic in its own environment, on our vectors."""
+    with TemporaryDirectory() as folder:
+        given, said = Path(folder) / "given.npz", Path(folder) / "said.npy"
+        np.savez(given, vectors=vectors, texts=np.array(corpus.texts, object))
+        script = Path(__file__).with_name("peers.py")
+        command = [environment("bertopic"), script, "--topics", given, said, str(corpus.k),
+                   str(seed)]  # fmt: skip
+        subprocess.run(command, check=True)
+        return np.load(said)
+
+
+# --- nights -----------------------------------------------------------------------------------
 
 
 def nights_of(documents: int, seed: int) -> np.ndarray:
@@ -96,15 +225,30 @@ def scratch(
 
 
 def story(
-    vectors: np.ndarray, night: np.ndarray, k: int, fit: Fit, seed: int
+    vectors: np.ndarray,
+    night: np.ndarray,
+    k: int,
+    fit: Fit,
+    seed: int,
+    start: Cells | None = None,
+    anew: Callable[[np.ndarray, list[str]], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, list[str], Cells, list[str], list[str]]]:
-    """Night after night: the documents there, their cluster ids, the cells, births and ends."""
+    """Night after night: the documents there, their cluster ids, the cells, births and ends.
+
+    Args: `anew` gives other vectors on the night LATE, from last night's documents and clusters.
+    """
     before: dict[str, str] = {}
     ever: set[str] = set()
-    cells: Cells | None = None
+    cells = start
     for now in range(NIGHTS + 1):
         rows = np.flatnonzero(night <= now)
         names = [str(row) for row in rows]
+        if anew is not None and now == LATE:
+            assert cells is not None
+            vectors = anew(np.flatnonzero(night < now), list(before.values()))
+            _, centroids = carried_over(vectors[rows], names, before)
+            assert centroids is not None
+            cells = Cells.of(centroids)
         places, cells = fit(vectors[rows], k, cells, night[rows] == now, seed)
         tonight, ended = fates(places, len(cells), names, before, ever)
         ids = [*(one.cluster_id for one in tonight), UNASSIGNED]
@@ -114,44 +258,72 @@ def story(
         yield rows, list(before.values()), cells, born, [one.cluster_id for one in ended]
 
 
-def identity(name: str, data: Path, fit: Fit, seed: int) -> dict[str, Any]:
+def identity(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
     """Ten nights without anything new in them."""
-    vectors, labels = corpus_vectors(name, data)
-    night, k = nights_of(len(vectors), seed), int(labels.max()) + 1
+    corpus, night = read(name, data), nights_of(len(read(name, data).labels), seed)
+    k, first_rows, start, anew = corpus.k, np.flatnonzero(night == 0).tobytes(), None, None
+    fit = scratch if way == "from_scratch" else ours
+    if way in ("network", "retrained"):
+        vectors, centres = network_vectors(name, data, first_rows, k, seed)
+        start = Cells.of(centres)
+    else:
+        vectors = corpus_vectors(name, data, first_rows)
+    if way == "retrained":
+
+        def anew(rows: np.ndarray, held: list[str]) -> np.ndarray:
+            places = {one: place for place, one in enumerate(sorted({*held} - {UNASSIGNED}))}
+            known = np.array([places.get(one, -1) for one in held], np.int64)
+            return network_vectors(
+                name, data, rows.tobytes(), len(places), seed + 100, known.tobytes()
+            )[0]
+
     kept: list[float] = []
     first: dict[int, str] = {}
     last: dict[int, str] = {}
     changes = 0
     cells = None
-    for rows, ids, cells, born, ended in story(vectors, night, k, fit, seed):  # noqa: B007
+    for rows, ids, cells, born, ended in story(  # noqa: B007
+        vectors, night, k, fit, seed, start, anew
+    ):
         now = dict(zip(rows.tolist(), ids, strict=True))
         if last:
             kept.append(mean(now[row] == one for row, one in last.items()))
             changes += len(born) + len(ended)
         first, last = first or now, now
     assert cells is not None
-    return {
+    told = {
         "kept_least": min(kept),
+        "kept_change": kept[LATE - 1],
         "kept_all": mean(last[row] == one for row, one in first.items()),
-        "inertia": _inertia(vectors, cells) / _inertia(vectors, scratch(
-            vectors, len(cells), None, night == 0, seed)[1]),
+    }
+    if way != "retrained":
+        fresh = scratch(vectors, len(cells), None, night == 0, seed)[1]
+        told["inertia"] = _inertia(vectors, cells) / _inertia(vectors, fresh)
+    return {
+        **told,
         "clusters": len(cells),
         "changes": changes,
-    }  # fmt: skip
+    }
 
 
 def _inertia(vectors: np.ndarray, cells: Cells) -> float:
     return float((nearest_centroids(vectors, cells.centroids)[1].astype(np.float64) ** 2).sum())
 
 
-def births(name: str, data: Path, withheld: tuple[int, ...], seed: int) -> dict[str, Any]:
+def births(name: str, data: Path, withheld: tuple[int, ...], way: str, seed: int) -> dict[str, Any]:
     """Ten nights, with classes that appear on the fifth."""
-    vectors, labels = corpus_vectors(name, data)
-    night, hidden = nights_of(len(vectors), seed), np.isin(labels, withheld)
+    corpus = read(name, data)
+    night, hidden = nights_of(len(corpus.labels), seed), np.isin(corpus.labels, withheld)
     night[hidden & (night < LATE)] = LATE
-    k = int(labels.max()) + 1 - len(withheld)
+    labels, k = corpus.labels, corpus.k - len(withheld)
+    first_rows, start = np.flatnonzero(night == 0).tobytes(), None
+    if way == "network":
+        vectors, centres = network_vectors(name, data, first_rows, k, seed)
+        start = Cells.of(centres)
+    else:
+        vectors = corpus_vectors(name, data, first_rows)
     other, found = 0, list[dict[str, float]]()
-    for now, (rows, ids, _, born, _) in enumerate(story(vectors, night, k, ours, seed)):
+    for now, (rows, ids, _, born, _) in enumerate(story(vectors, night, k, ours, seed, start)):
         if now not in (0, LATE):
             other += len(born)
         if now == LATE:
@@ -174,22 +346,62 @@ def _newborn(inside: np.ndarray, labels: np.ndarray, withheld: tuple[int, ...]) 
     return told
 
 
+def some_labels(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
+    """Half of the classes are learned, the documents of the others grouped."""
+    from sklearn.cluster import KMeans
+
+    corpus = read(name, data)
+    half = np.random.default_rng(seed).permutation(corpus.k)[: corpus.k // 2]
+    known = np.isin(corpus.labels, half)
+    if way == "vectors":
+        vectors = corpus_vectors(name, data)
+    else:
+        vectors = _classifier_vectors(corpus, np.flatnonzero(known), seed)
+    rest = vectors[~known]
+    places = KMeans(corpus.k - len(half), n_init=10, random_state=seed).fit(rest).labels_
+    return agreement(corpus.labels[~known], places)
+
+
+def _classifier_vectors(corpus: Read, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Vectors of all documents by the default classifier, which learned some rows' labels."""
+    names = sorted({str(one) for one in corpus.labels[rows]})
+    numbers = np.array([names.index(str(one)) for one in corpus.labels[rows]], np.int64)
+    held = np.random.default_rng(seed).random(len(rows)) < 0.1
+    one, two = (
+        Side(
+            corpus.documents.take(rows[part]).labelled(numbers[part]),
+            [corpus.texts[row] for row in rows[part]],
+        )
+        for part in (~held, held)
+    )
+    material = Material(corpus.tokenizer, names, one, two, corpus.documents, held_out=True)
+    recipe = Recipe(train=TrainConfig(seed=seed))
+    learned = [event for event in learn_model(material, recipe) if isinstance(event, Learned)]
+    return learned[0].model.answer(corpus.documents, corpus.texts).vectors
+
+
 def jobs(data: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Every measurement by its name."""
     for seed in range(1, seeds + 1):
+        for name in UNLABELLED:
+            for way in ("tfidf", "lsa", "vectors", "start", "nightshift", "bertopic"):
+                yield f"unlabelled/{name}/{way}-{seed}", partial(unlabelled, name, data, way, seed)
         for name in WITHHELD:
-            for who, fit in (("nightshift", ours), ("from_scratch", scratch)):
-                yield (
-                    f"identity/{name}/{who}-{seed}",
-                    lambda name=name, fit=fit, seed=seed: identity(name, data, fit, seed),
-                )
+            for way in ("vectors", "from_scratch", "network", "retrained"):
+                yield f"identity/{name}/{way}-{seed}", partial(identity, name, data, way, seed)
         for name, trials in WITHHELD.items():
             for classes in trials:
-                said = "+".join(map(str, classes))
-                yield (
-                    f"births/{name}/{said}-{seed}",
-                    lambda name=name, classes=classes, seed=seed: births(name, data, classes, seed),
-                )
+                for way in ("vectors", "network"):
+                    said = f"{'+'.join(map(str, classes))} {way}"
+                    yield (
+                        f"births/{name}/{said}-{seed}",
+                        partial(births, name, data, classes, way, seed),
+                    )
+        for way in ("vectors", "classifier"):
+            yield (
+                f"some_labels/banking77/{way}-{seed}",
+                partial(some_labels, "banking77", data, way, seed),
+            )
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -198,11 +410,15 @@ def page(found: dict[str, dict[str, Any]]) -> str:
              for key in dict.fromkeys(name.rsplit("-", 1)[0] for name in found)}  # fmt: skip
     lines = ["# Clusters that live", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
              *sorted({f"- {one['machine']}, {one['day']}" for one in found.values()})]  # fmt: skip
+    agree = ("accuracy", "nmi", "ari", "purity", "v_measure")
     for kind, columns in (
-        ("identity", ("kept_least", "kept_all", "inertia", "clusters", "changes", "seconds")),
+        ("unlabelled", (*agree, "seconds")),
+        ("identity", ("kept_least", "kept_change", "kept_all", "inertia", "clusters", "changes",
+                      "seconds")),
         ("births", ("born", "other_births", "purity", "holds", "seconds")),
-    ):
-        lines += ["", f"## {kind.capitalize()}", ""]
+        ("some_labels", (*agree, "seconds")),
+    ):  # fmt: skip
+        lines += ["", f"## {kind.replace('_', ' ').capitalize()}", ""]
         lines += table(
             ["corpus", "trial", *columns, "seeds"],
             [[*key.split("/")[1:], *(_figure(rows, column) for column in columns), str(len(rows))]
@@ -212,7 +428,9 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _figure(rows: list[dict[str, Any]], column: str) -> str:
-    values = [float(row[column]) for row in rows]
+    values = [float(row[column]) for row in rows if column in row]
+    if not values:
+        return "-"
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}"
 

@@ -6,8 +6,10 @@ Peers: svm_words, svm_characters, fasttext, keras (the tutorials' LSTM), textrnn
 in plain PyTorch), hmm (a hidden Markov model per class, for history). All see the same rows: the
 corpus's own split, or 20% test rows where it has none. What a peer chooses it chooses on
 validation rows: the corpus's own, or a tenth of the training rows. The test rows are read once,
-after training. fasttext, keras and hmm run in environments of their own, benchmarks/.venvs/PEER,
-made on first use from requirements-peers.txt. One thread, or OMP_NUM_THREADS.
+after training. fasttext, keras, hmm and bertopic run in environments of their own,
+benchmarks/.venvs/PEER, made on first use from requirements-peers.txt. One thread, or
+OMP_NUM_THREADS. With `--topics GIVEN SAID K SEED` it is BERTopic that groups the texts and vectors
+of an .npz instead, for clusters.py.
 """
 
 from __future__ import annotations
@@ -97,6 +99,8 @@ class PeerError(Exception):
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--topics"]:
+        return bertopic(*sys.argv[2:])
     options = _options()
     # Before numpy or torch is imported: they read it once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -564,6 +568,25 @@ PEERS: dict[str, Callable[[Rows, Rows, int], Fitted]] = {
     "textrnn": textrnn,
     "hmm": hmm,
 }
+
+
+# --- topics ---------------------------------------------------------------------------------
+
+
+def bertopic(given: str, said: str, k: str, seed: str) -> int:
+    """BERTopic by its defaults (UMAP, HDBSCAN), merged down to k topics, on vectors as given."""
+    import numpy as np
+    from bertopic import BERTopic
+    from umap import UMAP
+
+    rows = np.load(given, allow_pickle=True)
+    shape = UMAP(n_neighbors=15, n_components=5, min_dist=0.0, metric="cosine",
+                 random_state=int(seed))  # fmt: skip
+    # One of its topics is what it leaves out.
+    model = BERTopic(embedding_model=None, umap_model=shape, nr_topics=int(k) + 1)
+    topics, _ = model.fit_transform(rows["texts"].tolist(), rows["vectors"])
+    np.save(said, np.unique(topics, return_inverse=True)[1])
+    return 0
 
 
 if __name__ == "__main__":

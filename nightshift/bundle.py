@@ -74,9 +74,12 @@ class Answers:
 
 @dataclass
 class Model:
-    """A network with its labels, or corpus vectors without; with the tokenizer it was made with."""
+    """A network with its labels; without any, one that learned groups, or corpus vectors.
 
-    kind: Literal["network", "vectors"]
+    With the tokenizer it was made with.
+    """
+
+    kind: Literal["network", "encoder", "vectors"]
     tokenizer: Tokenizer
     config: ModelConfig
     cleaning: CleaningConfig
@@ -89,6 +92,8 @@ class Model:
     positive: int | None = None
     """The class that is said from a threshold on, where one is declared."""
     threshold: Threshold | None = None
+    groups: np.ndarray | None = None
+    """Centres of what an encoder learned to tell apart, float32 (groups, width)."""
 
     @property
     def pretrained(self) -> Pretrained | None:
@@ -116,6 +121,8 @@ class Model:
         assert self.network is not None
         there = pick_device(device)
         scores, raw = forward(self.network.to(there), documents, BATCH_TOKENS, there, watch)
+        if self.kind == "encoder":
+            return Answers(unit(raw).astype(np.float32))
         wide = self.wide.scores(texts) if self.wide is not None else None
         said = self.blend.probabilities(scores, wide)
         reject = self.reject or NEVER
@@ -144,6 +151,8 @@ class Model:
             weights |= self.wide.tensors() if self.wide else {}
             kept = self.reject.tensors() if self.reject else {}
             weights |= {name: torch.from_numpy(value) for name, value in kept.items()}
+            if self.groups is not None:
+                weights["groups"] = torch.from_numpy(self.groups)
         else:
             assert self.corpus is not None
             weights = {
@@ -212,7 +221,11 @@ class Model:
         # The encoder's weights lie among the others: nobody is asked for them.
         given = about.get("pretrained")
         pretrained = Pretrained.blank(given, tokenizer) if given else None
-        model.network = Network(model.config, tokenizer.size, len(model.labels), pretrained)
+        groups = weights.pop("groups", None)
+        if groups is not None:
+            model.groups = groups.numpy()
+        heads = len(model.labels) if groups is None else len(groups)
+        model.network = Network(model.config, tokenizer.size, heads, pretrained)
         parts = {"wide": dict[str, torch.Tensor](), "reject": dict[str, torch.Tensor]()}
         for name in list(weights):
             part = name.partition(".")[0]

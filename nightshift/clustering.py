@@ -60,7 +60,8 @@ class Clustering:
     cells: Cells
     places: np.ndarray
     distances: np.ndarray
-    silhouette: float | None
+    figures: dict[str, float]
+    """What `quality` says of them."""
 
 
 def cluster(
@@ -74,7 +75,7 @@ def cluster(
     Args: float32 (documents, width), at least one row; `start`, last night's clusters in tonight's
     space: the fit begins there; which documents are tonight's, bool (documents,).
     """
-    distinct = _distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
+    distinct = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
     known = np.ones(len(vectors), bool) if fresh is None or fresh.all() else ~fresh
     if start is None:
         cells = _first(vectors, config, distinct)
@@ -90,7 +91,7 @@ def _first(vectors: np.ndarray, config: ClusterConfig, distinct: int) -> Cells:
     k = config.k
     if k == "auto":
         k = choose_k(_sample(vectors, config), config)
-    return Cells.of(_fit(vectors, min(distinct, k), config))
+    return Cells.of(_fit(vectors, min(distinct, k), config, starts=3))
 
 
 def _auto(
@@ -120,18 +121,17 @@ def _published(
     cells = Cells(cells.centroids[full], cells.scales[full], radius)
     places, distances = cells.assign(vectors)
     held = places >= 0
-    found = silhouette(vectors[held], places[held], config.seed)
-    return Clustering(cells, places, distances, found)
+    return Clustering(cells, places, distances, quality(vectors[held], places[held], config.seed))
 
 
 def choose_k(vectors: np.ndarray, config: ClusterConfig) -> int:
     """The k of the best silhouette, for a first night; a sample of the vectors."""
-    ceiling = min(config.k_max, _distinct(vectors, config.k_max), max(1, len(vectors) // 2))
+    ceiling = min(config.k_max, distinct(vectors, config.k_max), max(1, len(vectors) // 2))
     floor = min(config.k_min, ceiling)
     grid = np.unique(np.geomspace(max(floor, 1), ceiling, 9).round().astype(int)).tolist()
     found: dict[int, float] = {}
     for k in grid:
-        places, _ = nearest_centroids(vectors, _fit(vectors, k, config, starts=1))
+        places, _ = nearest_centroids(vectors, _fit(vectors, k, config))
         measured = silhouette(vectors, places, config.seed)
         found[k] = -1.0 if measured is None else measured
     return max(found, key=lambda k: (found[k], -k))
@@ -167,8 +167,8 @@ def _halves(sample: np.ndarray, cells: Cells, config: ClusterConfig) -> list[Cel
     found: list[Cells] = []
     for place in np.argsort(-spread, kind="stable")[:SPLITS]:
         members = sample[places == place]
-        if _distinct(members, 2) == 2:
-            two = _fit(members, 2, config, starts=1)
+        if distinct(members, 2) == 2:
+            two = _fit(members, 2, config)
             rest = np.delete(cells.centroids, place, axis=0)
             scales = np.append(np.delete(cells.scales, place), [cells.scales[place]] * 2)
             found.append(settle(sample, Cells(np.vstack([rest, two]), scales)))
@@ -221,17 +221,26 @@ def _sample(vectors: np.ndarray, config: ClusterConfig) -> np.ndarray:
     return vectors[np.sort(random.permutation(len(vectors))[:FIT_SAMPLE])]
 
 
-def _fit(vectors: np.ndarray, k: int, config: ClusterConfig, starts: int = 3) -> np.ndarray:
+def _fit(vectors: np.ndarray, k: int, config: ClusterConfig, starts: int = 1) -> np.ndarray:
+    return fit_centroids(vectors, k, config.seed, starts, len(vectors) > config.minibatch_above)
+
+
+def fit_centroids(
+    vectors: np.ndarray, k: int, seed: int, starts: int = 1, big: bool = False
+) -> np.ndarray:
+    """KMeans from scratch, the best of so many starts; in batches where there is much.
+
+    Returns: float32 (k, width).
+    """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
-    big = len(vectors) > config.minibatch_above
     kind: Any = MiniBatchKMeans if big else KMeans
     settings: dict[str, Any] = {"batch_size": 8192} if big else {}
     # One thread per fit: sums over threads come in no fixed order, and a night must repeat.
     with threadpool_limits(1):
         fitted = kind(
-            n_clusters=k, random_state=config.seed, init="k-means++", n_init=starts, **settings
+            n_clusters=k, random_state=seed, init="k-means++", n_init=starts, **settings
         ).fit(vectors)
     return np.asarray(fitted.cluster_centers_, dtype=np.float32)
 
@@ -259,7 +268,7 @@ def _seeds(vectors: np.ndarray, k: int, start: Cells, seed: int) -> tuple[np.nda
     return np.stack(centroids).astype(np.float32), scales.astype(np.float32)
 
 
-def _distinct(vectors: np.ndarray, enough: int) -> int:
+def distinct(vectors: np.ndarray, enough: int) -> int:
     """Number of different rows, counted no further than needed."""
     found: set[bytes] = set()
     for row in vectors:
@@ -267,6 +276,31 @@ def _distinct(vectors: np.ndarray, enough: int) -> int:
         if len(found) >= enough:
             break
     return len(found)
+
+
+def quality(vectors: np.ndarray, places: np.ndarray, seed: int) -> dict[str, float]:
+    """How far apart clusters are, and whether they are there again in other documents.
+
+    On a sample. Returns: silhouette (Rousseeuw 1987), the more the better; davies_bouldin (Davies
+    & Bouldin 1979), the less the better; stability, the adjusted Rand index of two groupings of
+    all, by KMeans on either half (Ben-Hur et al. 2002). Empty with fewer than two clusters.
+    """
+    from sklearn.metrics import adjusted_rand_score, davies_bouldin_score
+
+    measured = silhouette(vectors, places, seed)
+    if measured is None:
+        return {}
+    rows = np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE]
+    some, k = vectors[rows], len(np.unique(places[rows]))
+    halves = [
+        nearest_centroids(some, fit_centroids(half, min(k, distinct(half, k)), seed))[0]
+        for half in (some[::2], some[1::2])
+    ]
+    return {
+        "silhouette": measured,
+        "davies_bouldin": float(davies_bouldin_score(some, places[rows])),
+        "stability": float(adjusted_rand_score(*halves)),
+    }
 
 
 def silhouette(vectors: np.ndarray, places: np.ndarray, seed: int) -> float | None:

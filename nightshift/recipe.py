@@ -124,6 +124,10 @@ class TrainConfig(Config):
     """auto trains when the champion is older than this and any label is new."""
     min_rows: int = Field(default=20, ge=2)
     """Fewer labelled training rows than this train no classifier; the night goes on without."""
+    without_labels: Literal["auto", "clusters", "vectors"] = "auto"
+    """What gives documents their vectors while there is no classifier: a network that learns
+    clusters of the documents by itself, or vectors of the corpus alone, within seconds; auto:
+    clusters from 1,000 documents on."""
     preset: Literal["full", "quick"] = "full"
     """quick: for a first look within seconds, no pretraining, no second training, and a few passes
     over shorter texts, of a large corpus over a sample (not the wide path); keys given win."""
@@ -320,6 +324,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 UNTUNED = {
     "when", "min_new_labels", "max_age_nights", "min_rows", "device", "warm_start", "rehearsal",
+    "without_labels",
 }  # fmt: skip
 """Keys of `train` that say when and where, or need a champion: no score depends on them."""
 

@@ -110,7 +110,9 @@ class NightReport:
 
     clusters: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `clusters` without centroids, with previous_size (None where new)."""
-    silhouette: float | None = None
+    cluster_quality: dict[str, float] = field(default_factory=dict)
+    """Of the clusters: silhouette, davies_bouldin, stability; with labels also cluster_accuracy and
+    the like."""
     examples: dict[str, str] = field(default_factory=dict)
     """Text by doc_id, for the clusters' exemplars."""
     points: list[Point] = field(default_factory=list)

@@ -161,6 +161,33 @@ def _per_class(names: list[str], table: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
+def quality_with_labels(labels: list[str], places: np.ndarray) -> dict[str, float]:
+    """How well clusters agree with classes.
+
+    Args: a label per document; its cluster int64 (documents,), -1 counting as one of its own.
+    Returns: accuracy under the best one-to-one match (Kuhn 1955), purity, normalized mutual
+    information, adjusted Rand index (Hubert & Arabie 1985), V-measure with its parts homogeneity
+    and completeness (Rosenberg & Hirschberg 2007).
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn import metrics
+
+    table = metrics.cluster.contingency_matrix(labels, places)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    homogeneity, completeness, v_measure = metrics.homogeneity_completeness_v_measure(
+        labels, places
+    )
+    return {
+        "accuracy": float(table[rows, columns].sum() / len(labels)),
+        "purity": float(table.max(0).sum() / len(labels)),
+        "nmi": float(metrics.normalized_mutual_info_score(labels, places)),
+        "ari": float(metrics.adjusted_rand_score(labels, places)),
+        "homogeneity": float(homogeneity),
+        "completeness": float(completeness),
+        "v_measure": float(v_measure),
+    }
+
+
 def linear_baseline(
     texts: list[str], labels: list[str], test_texts: list[str], test_labels: list[str]
 ) -> dict[str, float] | None:

@@ -12,19 +12,20 @@ import pyarrow.compute as pc
 
 from nightshift.bundle import Clusters
 from nightshift.clustering import Clustering, carried_over, cluster
-from nightshift.corpus import current_assignments, texts_of
+from nightshift.corpus import current_assignments, current_labels, texts_of
 from nightshift.identity import Fate, fates
 from nightshift.journal import Name
 from nightshift.naming import Described, describe, exemplars
 from nightshift.nearest import UNASSIGNED, Cells, unit
+from nightshift.scoring import quality_with_labels
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
 from .embed import Embedded
 from .ingest import Files
 from .said import named
-from .stage import Night, Outcome, stage
+from .stage import ModelRef, Night, Outcome, stage
 from .tracking import scratch
-from .train import champion_of
+from .train import champion_of, load_model
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,13 @@ KEYWORD_SAMPLE = 20_000
 """Documents whose words name the clusters, at most."""
 CANDIDATES = 4
 """Documents among which an exemplar is chosen: the nearest, but not one text five times."""
+
+
+QUALITY = (
+    "silhouette", "davies_bouldin", "stability", "cluster_accuracy", "cluster_purity",
+    "cluster_nmi", "cluster_ari", "cluster_homogeneity", "cluster_completeness",
+    "cluster_v_measure",
+)  # fmt: skip
 
 
 class Clustered(Outcome):
@@ -64,6 +72,8 @@ def recluster(night: Night, files: Files, embedded: Embedded) -> Clustered:
     before = {doc_id: cluster_id for doc_id, (cluster_id, _) in assigned.items()}
     last = {row["cluster_id"]: row for row in _last(night)}
     old, start = _start(vectors, doc_ids, before, last, embedded.winner.model_id)
+    if start is None:
+        start = _learned(night, embedded.winner)
     fresh = np.array([doc_id not in before for doc_id in doc_ids])
     found = cluster(vectors, night.pipeline.clusters, start, fresh)
     ever = lake.read("clusters", ["cluster_id"], pc.field("night") != night.name)
@@ -81,7 +91,7 @@ def recluster(night: Night, files: Files, embedded: Embedded) -> Clustered:
         for doc_id, cluster_id, distance in zip(doc_ids, ids, found.distances, strict=True)
         if before.get(doc_id) != cluster_id
     ]
-    figures = _figures(found, tonight, ended, len(moved))
+    figures = _figures(found, tonight, ended, len(moved)) | _with_labels(lake, doc_ids, found)
     clusters = lake.replace("clusters", night.name, rows_of("clusters", rows))
     assignments = lake.replace("assignments", night.name, rows_of("assignments", moved))
     _keep(night)
@@ -108,8 +118,24 @@ def _figures(
         "ended": len(ended),
         "moved": moved,
         "unassigned": int((found.places < 0).sum()),
-        **({} if found.silhouette is None else {"silhouette": found.silhouette}),
+        **found.figures,
     }
+
+
+def _with_labels(lake: Lake, doc_ids: list[str], found: Clustering) -> dict[str, float]:
+    """How well the clusters agree with labels, where there are two classes of them at least."""
+    labels = current_labels(lake)
+    rows = [row for row, one in enumerate(doc_ids) if one in labels]
+    known = [labels[doc_ids[row]] for row in rows]
+    if len(set(known)) < 2:
+        return {}
+    figures = quality_with_labels(known, found.places[rows])
+    return {f"cluster_{name}": value for name, value in figures.items()}
+
+
+def quality_of(clustered: Clustered) -> dict[str, float]:
+    """Of a night's figures, those that say how good its clusters are."""
+    return {key: value for key, value in clustered.figures.items() if key in QUALITY}
 
 
 def _last(night: Night) -> list[dict[str, Any]]:
@@ -144,9 +170,17 @@ def _start(
     return ids, Cells(centroids, np.array(scales, np.float32))
 
 
+def _learned(night: Night, winner: ModelRef) -> Cells | None:
+    """The groups that a network learned to tell apart, where no cluster lives yet."""
+    if winner.kind != "encoder":
+        return None
+    groups = load_model(night, winner).groups
+    return None if groups is None else Cells.of(groups)
+
+
 def _likeness(old: list[str], start: Cells | None, cells: Cells) -> dict[str, np.ndarray]:
     """Cosines of last night's centroids to tonight's, by id."""
-    if start is None:
+    if start is None or not old:
         return {}
     cosines = unit(start.centroids) @ unit(cells.centroids).T
     return dict(zip(old, cosines, strict=True))
@@ -214,13 +248,13 @@ def _as_before(night: Night, read: int, words: dict[str, Name]) -> Clustered:
         row |= {"event": "continued", "parents": [], **_said(words.get(row["cluster_id"]))}
     log.info("cluster   %d clusters, nothing changed", len(rows))
     figures: dict[str, float] = {"clusters": len(rows), "born": 0, "ended": 0, "moved": 0}
-    silhouette = night.before.get("silhouette")
+    kept: dict[str, float] = night.before.get("cluster_quality", {})
     return Clustered(
         clusters=night.lake.replace("clusters", night.name, rows_of("clusters", rows)),
         assignments=night.lake.replace("assignments", night.name, []),
         ended=[],
         words=read,
-        figures=figures | ({"silhouette": silhouette} if silhouette is not None else {}),
+        figures=figures | kept,
     )
 
 

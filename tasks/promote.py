@@ -18,6 +18,13 @@ from .train import Trained, champion_of, load_model
 log = logging.getLogger(__name__)
 
 
+_WHAT = {
+    "network": "a classifier",
+    "encoder": "a network that learned clusters",
+    "vectors": "corpus vectors",
+}
+
+
 class Promoted(Outcome):
     """The model that answers from tonight on, and why."""
 
@@ -59,13 +66,13 @@ def _decide(
         kept = "the champion stays" if champion else "there is no champion"
         return {**row, "decision": "kept", "reason": f"{kept}: {reason}"}
     if champion is None:
-        what = "classifier" if challenger.kind == "network" else "model (corpus vectors)"
+        what = "classifier" if challenger.kind == "network" else f"model ({_WHAT[challenger.kind]})"
         return {**row, "decision": "promoted", "reason": f"the first {what} becomes champion"}
     if champion.kind != challenger.kind:
-        words = "a classifier replaces corpus vectors"
+        words = f"{_WHAT[challenger.kind]} replaces {_WHAT[champion.kind]}"
         return {**row, "decision": "promoted", "reason": words}
-    if challenger.kind == "vectors":
-        words = f"corpus vectors were learned anew ({reason})"
+    if challenger.kind != "network":
+        words = f"{_WHAT[challenger.kind]}, learned anew ({reason})"
         return {**row, "decision": "promoted", "reason": words}
     if champion.model_id == challenger.model_id:
         return {**row, "decision": "kept", "reason": "the challenger is the champion, bit by bit"}

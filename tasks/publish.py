@@ -12,7 +12,7 @@ from nightshift.bundle import Bundle, Model
 from nightshift.pipeline import config_digest
 from nightshift.tables import SCHEMAS
 
-from .cluster import Clustered, clusters_config, clusters_of
+from .cluster import Clustered, clusters_config, clusters_of, quality_of
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Ingested
@@ -79,7 +79,7 @@ def publish(
                 "clusters": clustered.figures.get("clusters", 0),
                 "clusters_config": clusters_config(night),
                 "words": clustered.words,
-                "silhouette": clustered.figures.get("silhouette"),
+                "cluster_quality": quality_of(clustered),
                 "quality": _short(scores),
                 "baseline": evaluated.baseline,
                 "trained": trained.challenger is not None,

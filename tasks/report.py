@@ -17,7 +17,7 @@ from nightshift.pictures import Point, lay_out
 from nightshift.reports import NightReport, digest_text, render
 from nightshift.scoring import Scores
 
-from .cluster import Clustered, living
+from .cluster import Clustered, living, quality_of
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Files, Ingested
@@ -81,7 +81,7 @@ def report(
         promotion=next(iter(_of_night(night, "promotions")), None),
         label_counts=_label_counts(night, embedded),
         clusters=clusters,
-        silhouette=clustered.figures.get("silhouette"),
+        cluster_quality=quality_of(clustered),
         examples=texts_of(night.lake, shown),
         points=_points(night, embedded, {row["cluster_id"] for row in clusters}),
         notes=_notes(night, files, ingested, tokens, evaluated, clustered),

@@ -58,7 +58,7 @@ class ModelRef(BaseModel):
     model_id: str
     uri: str
     kind: str
-    """network, or vectors where there is no classifier."""
+    """network; without a classifier, encoder (a network that learned clusters) or vectors."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""train: a challenger, when there is reason for one; corpus vectors where labels do not suffice."""
+"""train: a challenger, when there is reason for one; vectors where labels do not suffice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from nightshift.batches import Documents
 from nightshift.bundle import Model
-from nightshift.corpus import Labelled, current_labels, labelled_sides, tokens_of
+from nightshift.corpus import (
+    Labelled,
+    current_assignments,
+    current_labels,
+    labelled_sides,
+    texts_of,
+    tokens_of,
+)
+from nightshift.discovery import MOST, Round, discover
 from nightshift.inference import pick_device
 from nightshift.learning import Learned, gather, learn
+from nightshift.nearest import UNASSIGNED
+from nightshift.pretrained import PREFIX
 from nightshift.recipe import Recipe
 from nightshift.tables import digest_of
+from nightshift.tokenizer import Tokenizer
 from nightshift.vectors import learn as learn_vectors
 
 from .progress import track
@@ -28,7 +40,9 @@ log = logging.getLogger(__name__)
 VECTOR_TOKENS = 512
 """Tokens per document that corpus vectors read."""
 GREW = 2.0
-"""Corpus vectors are learned again when the corpus has grown this much since."""
+"""Vectors are learned again when the corpus has grown this much since."""
+ENOUGH = 1_000
+"""Documents from which a network can learn clusters."""
 
 
 class Trained(Outcome):
@@ -57,11 +71,11 @@ def train(night: Night, tokens: Tokens) -> Trained:
         return _train_network(night, tokens, sides, due)
     log.info("train     no classifier: %s", lacking)
     documents = _documents(night)
-    grown = documents >= GREW * before.get("documents", 0)
-    changed = before.get("tokenizer") != tokens.tokenizer
-    if champion is not None and (champion.kind == "network" or not (grown or changed)):
+    due = _anew(night, tokens, champion, documents, lacking)
+    if due is None:
         return Trained(challenger=None, reason=lacking, basis=before)
-    return _learn_vectors(night, tokens, documents, lacking)
+    log.info("train     %s", due)
+    return _without_labels(night, tokens, documents, due)
 
 
 def champion_of(night: Night) -> ModelRef | None:
@@ -126,7 +140,7 @@ def _changed_labels(night: Night, before: dict[str, Any]) -> int:
 def _recipe(night: Night) -> str:
     pipeline = night.pipeline
     fitted = pipeline.train.model_dump(
-        exclude={"when", "min_new_labels", "max_age_nights", "device", "min_rows"}
+        exclude={"when", "min_new_labels", "max_age_nights", "device", "min_rows", "without_labels"}
     )
     others = (pipeline.model, pipeline.pretrain, pipeline.wide, pipeline.answers)
     return digest_of([fitted, *(one.model_dump() for one in others)])
@@ -210,26 +224,129 @@ def _fresh(night: Night, doc_ids: list[str]) -> np.ndarray:
     return np.array([one in new for one in doc_ids])
 
 
-def _learn_vectors(night: Night, tokens: Tokens, documents: int, lacking: str) -> Trained:
-    """Vectors from the corpus itself, so that a night without a classifier still clusters."""
+def _anew(
+    night: Night, tokens: Tokens, champion: ModelRef | None, documents: int, lacking: str
+) -> str | None:
+    """Why vectors are to be learned without labels, in words; None when they are not."""
+    before = night.before.get("basis", {})
+    if champion is None:
+        return lacking
+    if champion.kind == "network":
+        # It has seen labels, which is more than can be learned without.
+        return None
+    if before.get("tokenizer") != tokens.tokenizer:
+        return "the tokenizer changed"
+    if documents >= GREW * before.get("documents", 0):
+        return f"the corpus has grown from {before.get('documents', 0)} to {documents} documents"
+    wanted = _kind(night, documents)
+    if champion.kind != wanted:
+        return f"train.without_labels asks for {wanted}"
+    if champion.kind == "encoder" and (born := _unlearned(night)):
+        return f"clusters were born that the network has not learned: {', '.join(born)}"
+    return None
+
+
+def _kind(night: Night, documents: int) -> str:
+    pipeline = night.pipeline
+    asked = pipeline.train.without_labels
+    if pipeline.model.encoder.startswith(PREFIX):
+        # Fine-tuning it to guesses would cost what it knows.
+        return "vectors"
+    return (
+        "encoder" if asked == "clusters" or (asked == "auto" and documents >= ENOUGH) else "vectors"
+    )
+
+
+def _without_labels(night: Night, tokens: Tokens, documents: int, due: str) -> Trained:
+    """What gives vectors without a classifier, so that the night still clusters."""
     tokenizer = load_tokenizer(night, tokens.tokenizer)
     doc_ids = night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"].to_pylist()
+    encoder = _kind(night, documents) == "encoder"
+    if encoder:
+        doc_ids = _drawn(night, doc_ids)
+    rows = tokens_of(night.lake, tokenizer.digest, doc_ids)
+    held = current_assignments(night.lake, but=night.name)
+    places = {one: place for place, one in enumerate(sorted({one for one, _ in held.values()}))}
+    places.pop(UNASSIGNED, None)
+    known = [places.get(held[one][0], -1) if one in held else -1 for one in doc_ids]
+    model = (
+        _learn_clusters(night, tokenizer, doc_ids, rows, np.array(known, np.int64))
+        if encoder
+        else _learn_vectors(night, tokenizer, rows)
+    )
+    basis = {
+        "night": night.number,
+        "documents": documents,
+        "tokenizer": tokens.tokenizer,
+        "clusters": len(places),
+    }
+    return Trained(challenger=_keep(night, model), reason=due, basis=basis)
+
+
+def _unlearned(night: Night) -> list[str]:
+    """Clusters of last night that stand for a topic which the network has not been taught."""
+    assert night.previous is not None
+    before, last = night.before["basis"], night.previous
+    if before["night"] == last["number"] and not before.get("clusters"):
+        return []  # the first clusters are those that it found itself
+    where = (pc.field("night") == last["night"]) & (pc.field("event") == "born")
+    return sorted(night.lake.read("clusters", ["cluster_id"], where)["cluster_id"].to_pylist())
+
+
+def _drawn(night: Night, doc_ids: list[str]) -> list[str]:
+    """As many documents as a network learns clusters from, drawn by chance, sorted."""
+    drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(doc_ids))[:MOST]
+    return [doc_ids[row] for row in np.sort(drawn)]
+
+
+def _learn_clusters(
+    night: Night, tokenizer: Tokenizer, doc_ids: list[str], rows: Documents, known: np.ndarray
+) -> Model:
+    pipeline, texts = night.pipeline, texts_of(night.lake, doc_ids)
+    held = len(np.unique(known[known >= 0]))
+    log.info("train     a network learns clusters by itself, from %d documents%s", len(rows),
+             f" and last night's {held} clusters" if held else "")  # fmt: skip
+    recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
+    newest: Round | None = None
+    with night.tracking.attempt("train", {**recipe.model_dump(), "rows": len(rows)}) as run:
+        for newest in discover(
+            rows,
+            [texts[one] for one in doc_ids],
+            tokenizer,
+            pipeline.model,
+            pipeline.train,
+            pipeline.clusters,
+            known,
+            lambda parts, total: track(parts, total, "in batches"),
+        ):
+            night.tracking.figures({"moved": newest.moved}, newest.index, run)
+            log.info("train     %s", newest)
+    if newest is None:
+        log.warning("train     the network's loss left the numbers: corpus vectors stand in")
+        return _learn_vectors(night, tokenizer, rows)
+    return Model(
+        kind="encoder",
+        tokenizer=tokenizer,
+        config=newest.network.config,
+        cleaning=pipeline.cleaning,
+        network=newest.network,
+        groups=newest.centres,
+    )
+
+
+def _learn_vectors(night: Night, tokenizer: Tokenizer, rows: Documents) -> Model:
     recipe = night.pipeline.model
     if recipe.max_tokens == "auto":
         recipe = recipe.model_copy(update={"max_tokens": VECTOR_TOKENS})
-    rows = tokens_of(night.lake, tokenizer.digest, doc_ids).cut(
-        int(recipe.max_tokens), recipe.truncation
-    )
+    rows = rows.cut(int(recipe.max_tokens), recipe.truncation)
     log.info("train     learning vectors from the corpus itself, %d documents", len(rows))
-    model = Model(
+    return Model(
         kind="vectors",
         tokenizer=tokenizer,
         config=recipe,
         cleaning=night.pipeline.cleaning,
         corpus=learn_vectors(rows, tokenizer.size, seed=night.pipeline.train.seed),
     )
-    basis = {"night": night.number, "documents": documents, "tokenizer": tokenizer.digest}
-    return Trained(challenger=_keep(night, model), reason=lacking, basis=basis)
 
 
 def _documents(night: Night) -> int:

@@ -14,6 +14,7 @@ from nightshift.clustering import (
     carried_over,
     choose_k,
     cluster,
+    quality,
     silhouette,
 )
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
@@ -79,8 +80,7 @@ def test_unit_vectors_have_length_one_and_zero_stays() -> None:
 def test_clear_groups_are_found_and_counted_by_themselves() -> None:
     found = cluster(blobs(6, 20), config())
     assert sizes(found.places) == [20] * 6
-    assert found.silhouette is not None
-    assert found.silhouette > 0.7
+    assert found.figures["silhouette"] > 0.7
     assert all(len(set(found.places[start : start + 20])) == 1 for start in range(0, 120, 20))
 
 
@@ -88,7 +88,7 @@ def test_clear_groups_are_found_and_counted_by_themselves() -> None:
 def test_a_declared_k_is_kept(k: int) -> None:
     found = cluster(blobs(3, 20), config(k=k))
     assert len(found.cells) == len(set(found.places.tolist())) == k
-    assert (found.silhouette is None) == (k == 1)
+    assert (found.figures == {}) == (k == 1)
 
 
 def test_there_are_never_more_clusters_than_different_documents() -> None:
@@ -104,7 +104,7 @@ def test_equal_documents_are_one_cluster(rows: int, k: Any, start: Cells | None)
     for vectors in (np.repeat(blobs(1, 1), rows, axis=0), np.zeros((rows, 16), np.float32)):
         found = cluster(vectors, config(k=k), start)
         assert found.places.tolist() == [0] * rows
-        assert found.silhouette is None
+        assert found.figures == {}
         assert found.distances.max() < 1e-3
 
 
@@ -146,7 +146,7 @@ def test_the_same_input_gives_the_same_clusters(minibatch: int) -> None:
     one, two = (cluster(vectors, config(minibatch_above=minibatch)) for _ in range(2))
     assert np.array_equal(one.cells.centroids, two.cells.centroids)
     assert np.array_equal(one.places, two.places)
-    assert one.silhouette == two.silhouette
+    assert one.figures == two.figures
 
 
 def test_starting_from_last_night_keeps_every_place() -> None:
@@ -265,3 +265,17 @@ def test_without_a_last_night_nothing_is_carried_over() -> None:
     vectors = np.ones((2, 3), np.float32)
     assert carried_over(vectors, ["a", "b"], {}) == ([], None)
     assert carried_over(vectors, ["a", "b"], {"gone": "c-0001"}) == ([], None)
+
+
+def test_clusters_of_two_far_groups_are_good_and_there_again_in_either_half() -> None:
+    random = np.random.default_rng(0)
+    ends = np.array([[1.0, 0.0], [0.0, 1.0]])[np.repeat([0, 1], 50)]
+    vectors = unit((ends + random.normal(0, 0.02, ends.shape)).astype(np.float32))
+    good = quality(vectors, np.repeat([0, 1], 50), 1)
+    assert good["stability"] == 1.0
+    assert good["silhouette"] > 0.9
+    assert good["davies_bouldin"] < 0.1
+    # Split across both groups, the same documents are bad clusters.
+    bad = quality(vectors, np.tile([0, 1], 50), 1)
+    assert bad["davies_bouldin"] > 5
+    assert bad["silhouette"] < 0.1

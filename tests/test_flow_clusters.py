@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import mlflow
+import pandas as pd
 import pytest
 from conftest import TOPICS, House, rows, texts
 
@@ -138,3 +140,38 @@ def test_examples_follow_what_was_said_last(house: House, again: str) -> None:
     now = current_labels(house.lake)
     assert set(now.values()) == (set() if again == "forget" else {"second"})
     assert len(now) == (0 if again == "forget" else len(given))
+
+
+@pytest.mark.slow
+def test_without_labels_a_network_learns_clusters_and_then_those_that_are_born(
+    house: House,
+) -> None:
+    unlabelled(house, k_min=2, k_max=3)
+    house.declare(train={"without_labels": "clusters", "learning_rate": 0.02})
+    house.drop("one.jsonl", [*rows(60, topics=("cooking", "sailing")), *rows(2, 2, ("chess",))])
+    house.work("n1")
+    first = house.lake.published()
+    assert first["figures"]["model"]["kind"] == "encoder"
+    assert {row["event"] for row in clusters(house)} == {"born"}
+    assert house.table("predictions") == []
+    house.drop("two.jsonl", [*rows(4, 1, ("cooking", "sailing")), *rows(40, 0, ("chess",))])
+    house.work("n2")
+    # Frozen, whatever arrives: otherwise every night would move every document.
+    assert house.lake.published()["model_id"] == first["model_id"]
+    before = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    newborn = [row["cluster_id"] for row in clusters(house) if row["event"] == "born"]
+    house.drop("three.jsonl", rows(4, 3))
+    house.work("n3")
+    assert (house.lake.published()["model_id"] != first["model_id"]) == bool(newborn)
+    after = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    assert sum(after[one] == where for one, where in before.items()) >= 0.9 * len(before)
+    # The network is served: it knows clusters, and no labels.
+    said = served(house)
+    assert said["label"] is None
+    assert said["cluster_id"] in {row["cluster_id"] for row in clusters(house)}
+
+
+def served(house: House) -> dict[str, Any]:
+    """What the registered champion answers to a text about cooking."""
+    model = mlflow.pyfunc.load_model(f"models:/{house.name}@champion")
+    return model.predict(pd.DataFrame({"text": texts("cooking", 1, 9)})).iloc[0].to_dict()

@@ -106,7 +106,7 @@ def third_night(**changes: Any) -> NightReport:
                    "rows": 200, "metric": "macro_f1", "decision": "promoted", "reason": "better"},
         label_counts={"good": 60, "bad": 30},
         clusters=[cluster(1, "soup, fish"), cluster(2, "music", event="born", previous_size=None)],
-        silhouette=0.2,
+        cluster_quality={"silhouette": 0.2, "davies_bouldin": 1.5, "stability": 0.75},
         examples={"d-1": "The soup was cold.", "d-2": "The fish was good."},
         points=[Point(0, 0, "c-0001", "bad", "The soup was cold."),
                 Point(1, 2, "c-0002", None, "The music was loud.")],
