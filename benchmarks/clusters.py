@@ -52,6 +52,7 @@ from nightshift.bundle import BATCH_TOKENS
 from nightshift.cleaning import CleaningConfig, clean
 from nightshift.clustering import ClusterConfig, carried_over, cluster
 from nightshift.discovery import MOST, discover, first_groups
+from nightshift.encoders import Network
 from nightshift.identity import fates
 from nightshift.inference import forward
 from nightshift.learning import Learned, Material, Side
@@ -116,9 +117,15 @@ def corpus_vectors(name: str, data: Path, first: bytes = b"") -> np.ndarray:
 
 @cache
 def network_vectors(
-    name: str, data: Path, first: bytes, k: int, seed: int, known: bytes = b""
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of all documents by a network that learned clusters of some, and its centres."""
+    name: str,
+    data: Path,
+    first: bytes,
+    k: int,
+    seed: int,
+    known: bytes = b"",
+    before: Network | None = None,
+) -> tuple[np.ndarray, np.ndarray, Network]:
+    """Vectors of all documents by a network that learned clusters of some, its centres, itself."""
     corpus = read(name, data)
     rows = np.frombuffer(first, np.int64)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:MOST]
@@ -126,13 +133,13 @@ def network_vectors(
     for found in discover(
         corpus.documents.take(rows[drawn]), [corpus.texts[row] for row in rows[drawn]],
         corpus.tokenizer, ModelConfig(), TrainConfig(seed=seed), ClusterConfig(k=k, seed=seed),
-        np.frombuffer(known, np.int64)[drawn] if known else None,
+        np.frombuffer(known, np.int64)[drawn] if known else None, before,
     ):  # fmt: skip
         print(f"    {found}", flush=True)
     assert found is not None
     cut = corpus.documents.cut(int(found.network.config.max_tokens))
     raw = forward(found.network, cut, BATCH_TOKENS, torch.device("cpu"))[1]
-    return unit(raw).astype(np.float32), found.centres
+    return unit(raw).astype(np.float32), found.centres, found.network
 
 
 # --- without labels ---------------------------------------------------------------------------
@@ -146,7 +153,7 @@ def unlabelled(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     if way == "nightshift":
         everyone = np.arange(len(corpus.labels)).tobytes()
-        vectors, centres = network_vectors(name, data, everyone, corpus.k, seed)
+        vectors, centres, _ = network_vectors(name, data, everyone, corpus.k, seed)
         config = ClusterConfig(k=corpus.k, seed=seed, unassigned=0)
         places = cluster(vectors, config, Cells.of(centres)).places
         network_vectors.cache_clear()
@@ -264,7 +271,7 @@ def identity(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
     k, first_rows, start, anew = corpus.k, np.flatnonzero(night == 0).tobytes(), None, None
     fit = scratch if way == "from_scratch" else ours
     if way in ("network", "retrained"):
-        vectors, centres = network_vectors(name, data, first_rows, k, seed)
+        vectors, centres, network = network_vectors(name, data, first_rows, k, seed)
         start = Cells.of(centres)
     else:
         vectors = corpus_vectors(name, data, first_rows)
@@ -274,7 +281,7 @@ def identity(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
             places = {one: place for place, one in enumerate(sorted({*held} - {UNASSIGNED}))}
             known = np.array([places.get(one, -1) for one in held], np.int64)
             return network_vectors(
-                name, data, rows.tobytes(), len(places), seed + 100, known.tobytes()
+                name, data, rows.tobytes(), len(places), seed, known.tobytes(), network
             )[0]
 
     kept: list[float] = []
@@ -318,7 +325,7 @@ def births(name: str, data: Path, withheld: tuple[int, ...], way: str, seed: int
     labels, k = corpus.labels, corpus.k - len(withheld)
     first_rows, start = np.flatnonzero(night == 0).tobytes(), None
     if way == "network":
-        vectors, centres = network_vectors(name, data, first_rows, k, seed)
+        vectors, centres, _ = network_vectors(name, data, first_rows, k, seed)
         start = Cells.of(centres)
     else:
         vectors = corpus_vectors(name, data, first_rows)

@@ -75,30 +75,30 @@ def cluster(
     Args: float32 (documents, width), at least one row; `start`, last night's clusters in tonight's
     space: the fit begins there; which documents are tonight's, bool (documents,).
     """
-    distinct = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
+    most = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
     known = np.ones(len(vectors), bool) if fresh is None or fresh.all() else ~fresh
     if start is None:
-        cells = _first(vectors, config, distinct)
+        cells = _first(vectors, config, most)
     elif config.k == "auto":
-        cells = _auto(vectors, config, start, known, distinct)
+        cells = _auto(vectors, config, start, known, most)
     else:
-        centroids, scales = _seeds(vectors, min(distinct, config.k), start, config.seed)
+        centroids, scales = _seeds(vectors, min(most, config.k), start, config.seed)
         cells = settle(vectors, Cells(centroids, scales))
     return _published(vectors, cells, config, known)
 
 
-def _first(vectors: np.ndarray, config: ClusterConfig, distinct: int) -> Cells:
+def _first(vectors: np.ndarray, config: ClusterConfig, most: int) -> Cells:
     k = config.k
     if k == "auto":
         k = choose_k(_sample(vectors, config), config)
-    return Cells.of(_fit(vectors, min(distinct, k), config, starts=3))
+    return Cells.of(_fit(vectors, min(most, k), config, starts=3))
 
 
 def _auto(
-    vectors: np.ndarray, config: ClusterConfig, start: Cells, known: np.ndarray, distinct: int
+    vectors: np.ndarray, config: ClusterConfig, start: Cells, known: np.ndarray, most: int
 ) -> Cells:
     """Last night's clusters with tonight's births, settled; then one split or merger at most."""
-    room = min(config.k_max, distinct, max(1, len(vectors) // 2))
+    room = min(config.k_max, most, max(1, len(vectors) // 2))
     if len(start) > room:
         start = Cells(*_seeds(vectors, room, start, config.seed))
     born = find_births(vectors[~known], vectors[known], start, config.seed)

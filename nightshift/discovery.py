@@ -1,20 +1,22 @@
 """A network that learns what there is to tell apart in a corpus without labels.
 
     texts -> word vectors, n ways -> KMeans, several starts -> the grouping most others agree with
-          -> [ a linear model learns the groups' surest members -> who belongs where ], ten times
+          -> [ a linear model learns the groups' surest members -> who belongs where ], if it helps
           -> [ the network learns them -> KMeans on its vectors ] until settled
 
 The first loop is iterative classification (Rakib et al. 2020), the second that of DeepCluster
 (Caron et al. 2018). Labels are never read: of several groupings, the one is taken that shares most
-information with the others. Groups that are known already, from last night, stand in for all that
-comes before the network, so that what it learned anew still tells the same clusters apart.
+information with the others, and the first loop is kept where groups can then be foretold by so much
+more than their agreement loses. Groups that are known already, from last night, stand in for all
+that comes before the network, and last night's network is what learns on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 ROUNDS, PASSES = 2, 4
 """Times that the network learns groups at most, and passes over the documents each time."""
-REFINED = 10
+REFINED = 5
 """Times that a linear model learns the groups before the network does."""
 SETTLED = 0.02
 """Share of documents that change their group, below which the network has settled."""
@@ -50,6 +52,8 @@ WORDS = 30_000
 """Words that the first vectors know."""
 LATENT, BESIDE = 100, 0.5
 """Width of the latent semantic vectors, and their weight beside the word vectors."""
+SMALL = 100
+"""Fewer documents than this foretell nothing."""
 NEIGHBOURS = 20
 STARTS = 3
 CHUNK = 2048
@@ -81,13 +85,15 @@ def discover(
     train: TrainConfig,
     clusters: ClusterConfig,
     known: np.ndarray | None = None,
+    before: Network | None = None,
     watch: Watch = unwatched,
 ) -> Iterator[Round]:
     """Learn groups; the last round's network gives the vectors to cluster. Its head is spent.
 
     Args: token ids and cleaned texts of the same documents, in no order that means anything: of
     more than `MOST`, or `MOST_TOKENS` tokens, the first are learned from; a declared recipe; groups
-    to begin with, int64 (documents,), -1 where a document is in none.
+    to begin with, int64 (documents,), -1 where a document is in none; a network that knows them, of
+    the same tokenizer.
     """
     device = pick_device(train.device)
     p50, p95 = (int(one) for one in np.percentile(documents.lengths, [50, 95]))
@@ -105,12 +111,15 @@ def discover(
         # Their numbers without gaps: a group of which no document is here teaches nothing.
         groups = np.unique(np.append(known, -1), return_inverse=True)[1][:-1] - 1
     k = int(groups.max()) + 1
-    start = _start(rows, tokenizer, model, train.seed)
+    begin = _body(before, model) if before is not None else None
+    start = None if begin else _start(rows, tokenizer, model, train.seed)
 
     def build() -> Network:
         torch.manual_seed(train.seed)
         network = Network(model, tokenizer.size, k)
-        if start is not None:
+        if begin:
+            network.load_state_dict(begin, strict=False)
+        elif start is not None:
             with torch.no_grad():
                 network.embedding.weight.copy_(torch.from_numpy(start.matrix))
         return network
@@ -130,6 +139,16 @@ def discover(
         yield Round(index, k, share, network, cells.centroids)
         if share < SETTLED:
             return
+
+
+def _body(before: Network, model: ModelConfig) -> dict[str, torch.Tensor] | None:
+    """The weights of a network of the same shape, without its head."""
+    loose = {"dropout", "state_dropout", "weight_dropout", "word_dropout", "max_tokens",
+             "truncation", "chunk_tokens"}  # fmt: skip
+    if before.config.model_dump(exclude=loose) != model.model_dump(exclude=loose):
+        return None
+    weights = before.state_dict().items()
+    return {name: one.cpu().clone() for name, one in weights if not name.startswith("head.")}
 
 
 def first_groups(texts: list[str], config: ClusterConfig, seed: int) -> np.ndarray:
@@ -157,8 +176,38 @@ def first_groups(texts: list[str], config: ClusterConfig, seed: int) -> np.ndarr
     for one in range(len(found)):
         for two in range(one):
             agreed[[one, two]] += normalized_mutual_info_score(found[one][0], found[two][0])
+    plain = found[::STARTS]
+    refined = [_refined(weighted, *one, seed) for one in plain]
     groups, sure = found[int(agreed.argmax())]
-    return _refined(weighted, groups, sure, seed)
+    if _worth(weighted, refined, seed) > _worth(weighted, [one for one, _ in plain], seed):
+        groups = _refined(weighted, groups, sure, seed)
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def _worth(weighted: csr_matrix, groupings: list[np.ndarray], seed: int) -> float:
+    """How much several groupings agree (0 to 1), and how well half of the documents foretells the
+    groups of the other half (0 to 1), added.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.model_selection import KFold, cross_val_score
+
+    agreed = [normalized_mutual_info_score(*pair) for pair in combinations(groupings, 2)]
+    halves = KFold(2, shuffle=True, random_state=seed)
+    foretold = [
+        cross_val_score(_linear(seed), weighted, one, cv=halves).mean()
+        if len(np.unique(one)) > 1 and len(one) > SMALL
+        else 1.0
+        for one in groupings
+    ]
+    return float(np.mean(agreed) + np.mean(foretold))
+
+
+def _linear(seed: int) -> Any:
+    """A logistic regression that is learned within a second."""
+    from sklearn.linear_model import SGDClassifier
+
+    settings: dict[str, Any] = {"loss": "log_loss", "alpha": 1e-5, "average": True}
+    return SGDClassifier(**settings, max_iter=6, tol=cast("Any", None), random_state=seed)
 
 
 def _spaces(words: np.ndarray, weighted: csr_matrix, seed: int) -> Iterator[np.ndarray]:
@@ -183,24 +232,20 @@ def _spaces(words: np.ndarray, weighted: csr_matrix, seed: int) -> Iterator[np.n
 
 def _refined(weighted: csr_matrix, groups: np.ndarray, sure: np.ndarray, seed: int) -> np.ndarray:
     """What a linear model makes of the groups, once it has learned them from their surest members,
-    and from what it then is surest of, again and again; int64 (documents,), numbered without gaps.
+    and from what it then is surest of, again and again; int64 (documents,).
     """
-    from sklearn.linear_model import SGDClassifier
-
-    settings: dict[str, Any] = {"loss": "log_loss", "alpha": 1e-5, "average": True}
-    settings |= {"max_iter": 6, "tol": None}
     for _ in range(REFINED):
         groups = np.unique(groups, return_inverse=True)[1]
         k = int(groups.max()) + 1
         if k < 2:
             break
         taught = surest(groups, sure, k)
-        linear = SGDClassifier(**settings, random_state=seed).fit(weighted[taught], groups[taught])
+        linear = _linear(seed).fit(weighted[taught], groups[taught])
         scores = linear.decision_function(weighted)
         scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
         groups, best = scores.argmax(1), np.partition(scores, -2, axis=1)[:, -2:]
         sure = best[:, 1] - best[:, 0]
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    return groups
 
 
 def _weighted(documents: Documents, vocabulary: int) -> csr_matrix:

@@ -21,6 +21,7 @@ from nightshift.corpus import (
     tokens_of,
 )
 from nightshift.discovery import MOST, Round, discover
+from nightshift.encoders import Network
 from nightshift.inference import pick_device
 from nightshift.learning import Learned, gather, learn
 from nightshift.nearest import UNASSIGNED
@@ -317,6 +318,7 @@ def _learn_clusters(
             pipeline.train,
             pipeline.clusters,
             known,
+            _before(night, tokenizer),
             lambda parts, total: track(parts, total, "in batches"),
         ):
             night.tracking.figures({"moved": newest.moved}, newest.index, run)
@@ -332,6 +334,15 @@ def _learn_clusters(
         network=newest.network,
         groups=newest.centres,
     )
+
+
+def _before(night: Night, tokenizer: Tokenizer) -> Network | None:
+    """The network that learned clusters before, where it reads the same tokens."""
+    ref = champion_of(night)
+    if ref is None or ref.kind != "encoder":
+        return None
+    model = load_model(night, ref)
+    return model.network if model.tokenizer.digest == tokenizer.digest else None
 
 
 def _learn_vectors(night: Night, tokenizer: Tokenizer, rows: Documents) -> Model:

@@ -162,6 +162,7 @@ def test_without_labels_a_network_learns_clusters_and_then_those_that_are_born(
     newborn = [row["cluster_id"] for row in clusters(house) if row["event"] == "born"]
     house.drop("three.jsonl", rows(4, 3))
     house.work("n3")
+    print("NEWBORN", newborn)
     assert (house.lake.published()["model_id"] != first["model_id"]) == bool(newborn)
     after = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
     assert sum(after[one] == where for one, where in before.items()) >= 0.9 * len(before)
