@@ -64,6 +64,7 @@ class Round:
     """The network has learned the groups once: how many there are, and who moved since."""
 
     index: int
+    rounds: int
     groups: int
     moved: float
     network: Network = field(repr=False)
@@ -72,7 +73,7 @@ class Round:
 
     def __str__(self) -> str:
         return (
-            f"round {self.index} of {ROUNDS}: {self.groups} groups, "
+            f"round {self.index} of {self.rounds}: {self.groups} groups, "
             f"{self.moved:.1%} of the documents moved"
         )
 
@@ -106,7 +107,7 @@ def discover(
     rows, texts = rows.take(some), texts[: len(some)]
     known = None if known is None else known[: len(some)]
     if known is None or not (known >= 0).any():
-        groups = first_groups(texts, clusters, train.seed)
+        known, groups = None, first_groups(texts, clusters, train.seed)
     else:
         # Their numbers without gaps: a group of which no document is here teaches nothing.
         groups = np.unique(np.append(known, -1), return_inverse=True)[1][:-1] - 1
@@ -124,7 +125,9 @@ def discover(
                 network.embedding.weight.copy_(torch.from_numpy(start.matrix))
         return network
 
-    for index in range(1, ROUNDS + 1):
+    # Groups that people know are taught once: every round more would move them further.
+    rounds = ROUNDS if known is None else 1
+    for index in range(1, rounds + 1):
         taught = np.flatnonzero(groups >= 0)
         network = refit(
             build, rows.take(taught).labelled(groups[taught]), train, [0.0] * PASSES, watch
@@ -136,7 +139,7 @@ def discover(
         cells = settle(vectors, Cells.of(_centres(vectors[taught], groups[taught], k)))
         moved, groups = groups, nearest_centroids(vectors, cells.centroids)[0]
         share = float((moved != groups)[moved >= 0].mean())
-        yield Round(index, k, share, network, cells.centroids)
+        yield Round(index, rounds, k, share, network, cells.centroids)
         if share < SETTLED:
             return
 

