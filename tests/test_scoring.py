@@ -15,6 +15,7 @@ from nightshift.scoring import (
     f1_by_class,
     linear_baseline,
     paired_interval,
+    quality_with_labels,
     score,
 )
 
@@ -224,3 +225,16 @@ def test_the_baseline_does_not_depend_on_what_was_drawn_before() -> None:
         np.random.seed(seed)
         found.append(linear_baseline(texts[:60], labels[:60], texts[60:], labels[60:]))
     assert found[0] == found[1]
+
+
+def test_clusters_against_classes_by_hand() -> None:
+    found = quality_with_labels(["a", "a", "a", "b", "b"], np.array([0, 0, 1, 1, 1]))
+    # Cluster 0 stands for a (two of its three), cluster 1 for b (both): four of five.
+    assert found["accuracy"] == pytest.approx(4 / 5)
+    assert found["purity"] == pytest.approx(4 / 5)
+    # Pairs together: 2 in both, 4 in classes, 4 in clusters, of 10; 4 * 4 / 10 by chance.
+    assert found["ari"] == pytest.approx((2 - 1.6) / (4 - 1.6))
+    assert found["v_measure"] == pytest.approx(found["nmi"])
+    # All in one cluster: nothing is told apart, and one class of two is matched.
+    one = quality_with_labels(["a", "a", "b"], np.array([0, 0, 0]))
+    assert (one["accuracy"], one["nmi"], one["homogeneity"]) == (pytest.approx(2 / 3), 0, 0)
