@@ -51,7 +51,7 @@ from nightshift.batches import Documents
 from nightshift.bundle import BATCH_TOKENS
 from nightshift.cleaning import CleaningConfig, clean
 from nightshift.clustering import ClusterConfig, carried_over, cluster
-from nightshift.discovery import MOST, discover, first_groups
+from nightshift.discovery import MOST, centres_of, discover, first_groups
 from nightshift.encoders import Network
 from nightshift.identity import fates
 from nightshift.inference import forward
@@ -139,7 +139,10 @@ def network_vectors(
     assert found is not None
     cut = corpus.documents.cut(int(found.network.config.max_tokens))
     raw = forward(found.network, cut, BATCH_TOKENS, torch.device("cpu"))[1]
-    return unit(raw).astype(np.float32), found.centres, found.network
+    # As a bundle of it answers: with the corpus's own vectors beside.
+    vectors = unit(np.hstack([unit(raw), corpus_vectors(name, data, first)])).astype(np.float32)
+    learned = vectors[rows[drawn][: len(found.places)]]
+    return vectors, centres_of(learned, found.places, found.groups), found.network
 
 
 # --- without labels ---------------------------------------------------------------------------

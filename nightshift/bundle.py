@@ -74,7 +74,8 @@ class Answers:
 
 @dataclass
 class Model:
-    """A network with its labels; without any, one that learned groups, or corpus vectors.
+    """A network with its labels; without any, one that learned groups, with corpus vectors beside
+    it, or these alone.
 
     With the tokenizer it was made with.
     """
@@ -116,13 +117,15 @@ class Model:
         Args: token ids and cleaned texts of the same documents.
         """
         documents = documents.cut(int(self.config.max_tokens), self.config.truncation)
-        if self.corpus is not None:
+        if self.network is None:
+            assert self.corpus is not None
             return Answers(self.corpus.embed(documents))
-        assert self.network is not None
         there = pick_device(device)
         scores, raw = forward(self.network.to(there), documents, BATCH_TOKENS, there, watch)
         if self.kind == "encoder":
-            return Answers(unit(raw).astype(np.float32))
+            assert self.corpus is not None
+            # It puts a topic that it has not learned among the others; to their words it is new.
+            return Answers(unit(np.hstack([unit(raw), self.corpus.embed(documents)])))
         wide = self.wide.scores(texts) if self.wide is not None else None
         said = self.blend.probabilities(scores, wide)
         reject = self.reject or NEVER
@@ -154,11 +157,10 @@ class Model:
             if self.groups is not None:
                 weights["groups"] = torch.from_numpy(self.groups)
         else:
-            assert self.corpus is not None
-            weights = {
-                "words": torch.from_numpy(self.corpus.words),
-                "common": torch.from_numpy(self.corpus.common),
-            }
+            weights = {}
+        if self.corpus is not None:
+            weights["words"] = torch.from_numpy(self.corpus.words)
+            weights["common"] = torch.from_numpy(self.corpus.common)
         tensors.save_file({k: v.contiguous() for k, v in weights.items()}, folder / WEIGHTS)
         (folder / TOKENIZER).write_text(self.tokenizer.serialized, encoding="utf-8")
         about = {
@@ -215,8 +217,10 @@ class Model:
             threshold=Threshold(**about["threshold"]) if about["threshold"] else None,
         )
         weights = tensors.load_file(folder / WEIGHTS)
+        if "words" in weights:
+            words, common = weights.pop("words"), weights.pop("common")
+            model.corpus = CorpusVectors(words.numpy(), common.numpy())
         if model.kind == "vectors":
-            model.corpus = CorpusVectors(weights["words"].numpy(), weights["common"].numpy())
             return model
         # The encoder's weights lie among the others: nobody is asked for them.
         given = about.get("pretrained")

@@ -70,6 +70,8 @@ class Round:
     network: Network = field(repr=False)
     centres: np.ndarray = field(repr=False)
     """Of the groups, in the network's vectors: float32 (groups, width)."""
+    places: np.ndarray = field(repr=False)
+    """The group of each document that was learned from, int64 (documents,)."""
 
     def __str__(self) -> str:
         return (
@@ -136,10 +138,10 @@ def discover(
             return
         raw = forward(network, rows, int(train.batch_tokens) * 4, device)[1]
         vectors = unit(raw).astype(np.float32)
-        cells = settle(vectors, Cells.of(_centres(vectors[taught], groups[taught], k)))
+        cells = settle(vectors, Cells.of(centres_of(vectors[taught], groups[taught], k)))
         moved, groups = groups, nearest_centroids(vectors, cells.centroids)[0]
         share = float((moved != groups)[moved >= 0].mean())
-        yield Round(index, rounds, k, share, network, cells.centroids)
+        yield Round(index, rounds, k, share, network, cells.centroids, groups)
         if share < SETTLED:
             return
 
@@ -292,7 +294,7 @@ def surest(groups: np.ndarray, sure: np.ndarray, k: int) -> np.ndarray:
     return np.sort(np.concatenate(taught))
 
 
-def _centres(vectors: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+def centres_of(vectors: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
     """The mean vector of each group, float32 (k, width); of an empty one, the mean of all."""
     sums = np.zeros((k, vectors.shape[1]), np.float64)
     np.add.at(sums, groups, vectors)

@@ -82,6 +82,9 @@ class Material:
     validation: Side
     text: Documents | None = None
     fresh: np.ndarray | None = None
+    others: Documents | None = None
+    """Documents of no class, their labels numbering the groups that they are in from 0: the network
+    learns to tell them apart as well, so that they stay apart in its vectors."""
     held_out: bool = False
     """Whether validation was taken from rows for training, so that they may be given back."""
 
@@ -173,19 +176,27 @@ def learn(
     if train.preset == "quick":
         rows = _sampled(rows, train, notes)
     start = _start(material, model, train.seed, notes)
+    outputs = [*material.classes, *_names_of(material.others)]
     begin: dict[str, Any] = {}
     if warm is not None:
         rows = _rehearsed(rows, material.fresh, train)
         notes.append(f"started from the champion, on {len(rows)} rows")
     elif pre.objective != "none" and text is not None:
-        network = _network(model, material, start, train.seed, pretrained)
+        network = _network(model, material, len(outputs), start, train.seed, pretrained)
         read = text.take(np.arange(max(0, len(text) - pre.documents), len(text)))
         with seconds("pretrain"):
             yield from pretrain(network, read.cut(most), pre, device, train.seed, watch)
         begin = {name: value.clone() for name, value in network.state_dict().items()}
 
+    if material.others is not None:
+        labels = material.others.labels
+        assert labels is not None
+        others = material.others.labelled(labels + len(material.classes))
+        rows = rows.join(others.cut(most, model.truncation))
+        notes.append(f"{len(others):,} documents of no class were learned by their clusters")
+
     def build() -> Network:
-        network = _network(model, material, start, train.seed, pretrained)
+        network = _network(model, material, len(outputs), start, train.seed, pretrained)
         if warm is not None:
             network.load_state_dict(warm.state_dict())
         elif begin:
@@ -207,6 +218,7 @@ def learn(
             epochs.append(epoch)
             yield epoch
     network = epochs[-1].network
+    grow_head(network, outputs, material.classes)
     with seconds("wide"):
         wide = _wide(material.train, material, recipe)
     with seconds("decide"):
@@ -219,6 +231,7 @@ def learn(
         with seconds("refit"):
             again = refit(build, rows.join(held), best.config, losses, watch)
             if again is not None:
+                grow_head(again, outputs, material.classes)
                 learned = replace(
                     learned, model=_again(material, recipe, learned.model, again, device)
                 )
@@ -259,16 +272,24 @@ def _pretrained(
     return Pretrained.load(model.encoder, material.tokenizer)
 
 
+def _names_of(others: Documents | None) -> list[str]:
+    """Outputs of the network that are of no class; a name of its own for each."""
+    if others is None or others.labels is None:
+        return []
+    return [f"\0{group}" for group in range(int(others.labels.max()) + 1)]
+
+
 def _network(
     model: ModelConfig,
     material: Material,
+    outputs: int,
     start: Start | None,
     seed: int,
     pretrained: Pretrained | None,
 ) -> Network:
     torch.manual_seed(seed)
     # A copy: a training that starts again must not find what the last one left.
-    parts = (material.tokenizer.size, len(material.classes), copy.deepcopy(pretrained))
+    parts = (material.tokenizer.size, outputs, copy.deepcopy(pretrained))
     network = Network(model, *parts)
     if start is not None:
         with torch.no_grad():
@@ -294,7 +315,8 @@ def _fitting(
     new = [name for name in material.classes if name not in champion.labels]
     if new:
         notes.append(f"the head grew by {len(new)}: {', '.join(new)}")
-    grow_head(network, champion.labels, material.classes)
+    outputs = [*material.classes, *_names_of(material.others)]
+    grow_head(network, champion.labels, outputs)
     return network
 
 

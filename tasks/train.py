@@ -20,7 +20,7 @@ from nightshift.corpus import (
     texts_of,
     tokens_of,
 )
-from nightshift.discovery import MOST, Round, discover
+from nightshift.discovery import MOST, Round, centres_of, discover
 from nightshift.encoders import Network
 from nightshift.inference import pick_device
 from nightshift.learning import Learned, gather, learn
@@ -42,6 +42,8 @@ VECTOR_TOKENS = 512
 """Tokens per document that corpus vectors read."""
 GREW = 2.0
 """Vectors are learned again when the corpus has grown this much since."""
+DESCRIBED = 0.02
+"""A cluster with a smaller share of labelled documents than this is of no class."""
 ENOUGH = 1_000
 """Documents from which a network can learn clusters."""
 
@@ -155,6 +157,7 @@ def _train_network(night: Night, tokens: Tokens, sides: dict[str, Labelled], due
         also=champion.labels if champion else [],
         declared=pipeline.source.split is not None,
     )  # fmt: skip
+    material = replace(material, others=_of_no_class(night, tokenizer))
     if champion is not None:
         material = replace(material, fresh=_fresh(night, sides["train"].doc_ids))
     log.info("train     %s; %d documents of %d classes, on %s",
@@ -210,6 +213,32 @@ def _start(night: Night) -> Model | None:
     if not night.pipeline.train.warm_start or ref is None or ref.kind != "network":
         return None
     return load_model(night, ref)
+
+
+def _of_no_class(night: Night, tokenizer: Tokenizer) -> Documents | None:
+    """Documents of clusters that no label describes, labelled by the number of their cluster.
+
+    A classifier of some topics would put all others together, and the clusters would not live on.
+    """
+    labels = current_labels(night.lake)
+    rows = night.lake.read("documents", ["doc_id"], pc.field("split") != "test")
+    learned = set(rows["doc_id"].to_pylist())
+    members: dict[str, list[str]] = {}
+    for doc_id, (cluster_id, _) in current_assignments(night.lake, but=night.name).items():
+        members.setdefault(cluster_id, []).append(doc_id)
+    members.pop(UNASSIGNED, None)
+    silent = [
+        sorted(learned & {*found})
+        for _, found in sorted(members.items())
+        if sum(one in labels for one in found) < DESCRIBED * len(found)
+    ]
+    pairs = [(one, place) for place, found in enumerate(silent) for one in found]
+    drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(pairs))[:MOST]
+    pairs = [pairs[row] for row in np.sort(drawn)]
+    if not pairs:
+        return None
+    groups = np.unique([place for _, place in pairs], return_inverse=True)[1].astype(np.int64)
+    return tokens_of(night.lake, tokenizer.digest, [one for one, _ in pairs]).labelled(groups)
 
 
 def _fresh(night: Night, doc_ids: list[str]) -> np.ndarray:
@@ -326,14 +355,21 @@ def _learn_clusters(
     if newest is None:
         log.warning("train     the network's loss left the numbers: corpus vectors stand in")
         return _learn_vectors(night, tokenizer, rows)
-    return Model(
+    model = Model(
         kind="encoder",
         tokenizer=tokenizer,
         config=newest.network.config,
         cleaning=pipeline.cleaning,
         network=newest.network,
-        groups=newest.centres,
+        corpus=learn_vectors(
+            rows.cut(int(newest.network.config.max_tokens), pipeline.model.truncation),
+            tokenizer.size,
+            seed=pipeline.train.seed,
+        ),
     )
+    some = np.arange(len(newest.places))
+    vectors = model.answer(rows.take(some), [], pipeline.train.device).vectors
+    return replace(model, groups=centres_of(vectors, newest.places, newest.groups))
 
 
 def _before(night: Night, tokenizer: Tokenizer) -> Network | None:

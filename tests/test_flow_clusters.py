@@ -117,6 +117,23 @@ def test_clusters_named_as_classes_are_predicted_from_the_next_night_on(house: H
     assert {row["event"] for row in clusters(house)} == {"continued"}
 
 
+def test_a_cluster_that_is_of_no_class_lives_on_when_others_become_classes(house: House) -> None:
+    unlabelled(house, k=3)
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    found = sorted(one for one in topics_of(house) if one != "unassigned")
+    for cluster_id in found[:2]:
+        call(house, cluster_id, f"Named {cluster_id}", cluster_id)
+    before = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    house.work("n2")
+    assert house.lake.published()["figures"]["model"]["kind"] == "network"
+    assert {row["event"] for row in clusters(house)} == {"continued"}
+    after = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    assert sum(after[one] == where for one, where in before.items()) >= 0.9 * len(before)
+    # It has no answer of its own: the classes are those that were named.
+    assert {row["label"] for row in house.table("predictions")} <= set(found[:2])
+
+
 @pytest.mark.parametrize("again", ["better name", "forget"])
 def test_examples_follow_what_was_said_last(house: House, again: str) -> None:
     from nightshift.corpus import current_labels
