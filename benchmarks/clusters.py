@@ -422,7 +422,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
              *sorted({f"- {one['machine']}, {one['day']}" for one in found.values()})]  # fmt: skip
     agree = ("accuracy", "nmi", "ari", "purity", "v_measure")
     for kind, columns in (
-        ("unlabelled", (*agree, "seconds")),
+        ("unlabelled", (*agree, "wall_seconds")),
         ("identity", ("kept_least", "kept_change", "kept_all", "inertia", "clusters", "changes",
                       "seconds")),
         ("births", ("born", "other_births", "purity", "holds", "seconds")),
