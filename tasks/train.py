@@ -42,10 +42,11 @@ VECTOR_TOKENS = 512
 """Tokens per document that corpus vectors read."""
 GREW = 2.0
 """Vectors are learned again when the corpus has grown this much since."""
-DESCRIBED = 0.02
-"""A cluster with a smaller share of labelled documents than this is of no class."""
-ENOUGH = 1_000
-"""Documents from which a network can learn clusters."""
+DESCRIBED, EXPECTED = 0.1, 10
+"""A cluster is of no class where no more than this share is labelled of as many documents as its
+size lets expect, and so many are expected: few labels miss a small cluster by chance."""
+ENOUGH, LEAST = 1_000, 20
+"""Documents from which a network learns clusters by default, and where it is asked to."""
 
 
 class Trained(Outcome):
@@ -227,10 +228,11 @@ def _of_no_class(night: Night, tokenizer: Tokenizer) -> Documents | None:
     for doc_id, (cluster_id, _) in current_assignments(night.lake, but=night.name).items():
         members.setdefault(cluster_id, []).append(doc_id)
     members.pop(UNASSIGNED, None)
+    share = sum(one in learned for one in labels) / max(1, len(learned))
     silent = [
         sorted(learned & {*found})
         for _, found in sorted(members.items())
-        if sum(one in labels for one in found) < DESCRIBED * len(found)
+        if is_of_no_class(len(found), sum(one in labels for one in found), share)
     ]
     pairs = [(one, place) for place, found in enumerate(silent) for one in found]
     drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(pairs))[:MOST]
@@ -239,6 +241,12 @@ def _of_no_class(night: Night, tokenizer: Tokenizer) -> Documents | None:
         return None
     groups = np.unique([place for _, place in pairs], return_inverse=True)[1].astype(np.int64)
     return tokens_of(night.lake, tokenizer.digest, [one for one, _ in pairs]).labelled(groups)
+
+
+def is_of_no_class(documents: int, labelled: int, share: float) -> bool:
+    """Whether labels pass a cluster over, where they cover such a share of all documents."""
+    expected = share * documents
+    return expected >= EXPECTED and labelled <= DESCRIBED * expected
 
 
 def _fresh(night: Night, doc_ids: list[str]) -> np.ndarray:
@@ -282,9 +290,8 @@ def _kind(night: Night, documents: int) -> str:
     if pipeline.model.encoder.startswith(PREFIX):
         # Fine-tuning it to guesses would cost what it knows.
         return "vectors"
-    return (
-        "encoder" if asked == "clusters" or (asked == "auto" and documents >= ENOUGH) else "vectors"
-    )
+    enough = {"auto": ENOUGH, "clusters": LEAST}.get(asked)
+    return "encoder" if enough is not None and documents >= enough else "vectors"
 
 
 def _without_labels(night: Night, tokens: Tokens, documents: int, due: str) -> Trained:
@@ -324,9 +331,9 @@ def _unlearned(night: Night) -> list[str]:
 
 
 def _drawn(night: Night, doc_ids: list[str]) -> list[str]:
-    """As many documents as a network learns clusters from, drawn by chance, sorted."""
+    """As many documents as a network learns clusters from, drawn by chance, in no order."""
     drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(doc_ids))[:MOST]
-    return [doc_ids[row] for row in np.sort(drawn)]
+    return [doc_ids[row] for row in drawn]
 
 
 def _learn_clusters(

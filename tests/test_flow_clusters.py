@@ -13,6 +13,7 @@ from conftest import TOPICS, House, rows, texts
 from flows.clusters import forget_name, journal_of, past_of, say_name
 from nightshift.journal import Journal
 from nightshift.pipeline import Settings, load_settings
+from tasks.train import is_of_no_class
 
 TOPIC_OF = {text: topic for topic in TOPICS for seed in range(4) for text in texts(topic, 60, seed)}
 
@@ -132,6 +133,16 @@ def test_a_cluster_that_is_of_no_class_lives_on_when_others_become_classes(house
     assert sum(after[one] == where for one, where in before.items()) >= 0.9 * len(before)
     # It has no answer of its own: the classes are those that were named.
     assert {row["label"] for row in house.table("predictions")} <= set(found[:2])
+
+
+def test_a_cluster_is_of_no_class_only_where_labels_pass_it_over() -> None:
+    # A quarter of all is labelled: of 100 documents 25 are expected, of which 2 are a tenth.
+    assert is_of_no_class(100, 2, 0.25)
+    assert not is_of_no_class(100, 3, 0.25)
+    # One label in a hundred, spread evenly: no cluster is passed over, none of 50 is no news.
+    assert not is_of_no_class(5_000, 50, 0.01)
+    assert not is_of_no_class(50, 0, 0.01)
+    assert is_of_no_class(5_000, 0, 0.01)
 
 
 @pytest.mark.parametrize("again", ["better name", "forget"])
