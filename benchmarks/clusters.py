@@ -11,13 +11,15 @@ By the night's own code, with its default tokenizer, and the truth only read to 
   TF-IDF and on its 100 latent dimensions (LSA), and BERTopic on our vectors, with its defaults and
   its own merging down to k topics; what it leaves out counts as a cluster.
 - identity: half of a corpus, then ten nights of 5% new documents. Share of the old documents that
-  keep their cluster's id each night and after all ten, and inertia beside a fit from scratch. The
+  keep their cluster's id each night and after all ten, and inertia beside a fit from scratch; how
+  many of a night's new documents are too far from every cluster (declared: 3% of all). The
   peer fits KMeans from scratch every night and matches its clusters to last night's. `network`: in
   the vectors of a network that learned on the first night; `retrained`: it learns anew, from last
   night's clusters, on night five.
 - births: some classes are withheld until night five, when all their documents up to then arrive.
   What is born on that night, and on the others; purity of the newborn cluster for the class, and
-  the share of the class's documents in it. The vectors are those of the first night.
+  the share of the class's documents in it. The vectors are those of the first night, learned anew
+  whenever a new topic is found.
 - some_labels: a classifier learns half of the classes; the documents of the other half are
   clustered in its vectors, and in the corpus's own.
 
@@ -31,7 +33,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -51,7 +53,7 @@ from nightshift.batches import Documents
 from nightshift.bundle import BATCH_TOKENS
 from nightshift.cleaning import CleaningConfig, clean
 from nightshift.clustering import ClusterConfig, carried_over, cluster
-from nightshift.discovery import MOST, centres_of, discover, first_groups
+from nightshift.discovery import MOST, centres_of, discover, find_topics, first_groups
 from nightshift.encoders import Network
 from nightshift.identity import fates
 from nightshift.inference import forward
@@ -60,6 +62,7 @@ from nightshift.learning import learn as learn_model
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
 from nightshift.recipe import ModelConfig, Recipe, TrainConfig
 from nightshift.scoring import quality_with_labels
+from nightshift.splits import SplitConfig
 from nightshift.tokenizer import Tokenizer, TokenizerConfig, words
 from nightshift.vectors import learn
 
@@ -72,7 +75,8 @@ WITHHELD = {
 }
 """Classes by their place in the alphabet, a trial each."""
 UNLABELLED = ("search_snippets", "biomedical", "thucnews", "banking77", "agnews_test")
-Fit = Callable[[np.ndarray, int, Cells | None, np.ndarray, int], tuple[np.ndarray, Cells]]
+Fit = Callable[..., tuple[np.ndarray, Cells]]
+Learner = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Read:
     labels: np.ndarray
     tokenizer: Tokenizer
     documents: Documents
+    taught: np.ndarray
+    """Which documents a network learns from, as by default; bool (documents,)."""
 
     @property
     def k(self) -> int:
@@ -103,7 +109,10 @@ def read(name: str, data: Path) -> Read:
     texts = [texts[row] for row in order]
     tokenizer = Tokenizer.learn(iter(texts), TokenizerConfig())
     documents = Documents.from_lists(tokenizer.encode(texts))
-    return Read(texts, np.unique(labels, return_inverse=True)[1][order], tokenizer, documents)
+    numbers = np.unique(labels, return_inverse=True)[1][order]
+    splits = SplitConfig()
+    taught = np.random.default_rng(1).random(len(texts)) >= splits.test + splits.gate
+    return Read(texts, numbers, tokenizer, documents, taught)
 
 
 @cache
@@ -128,7 +137,8 @@ def network_vectors(
     """Vectors of all documents by a network that learned clusters of some, its centres, itself."""
     corpus = read(name, data)
     rows = np.frombuffer(first, np.int64)
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:MOST]
+    taught = np.flatnonzero(corpus.taught[rows])
+    drawn = taught[np.random.default_rng(seed).permutation(len(taught))[:MOST]]
     found = None
     for found in discover(
         corpus.documents.take(rows[drawn]), [corpus.texts[row] for row in rows[drawn]],
@@ -216,16 +226,27 @@ def nights_of(documents: int, seed: int) -> np.ndarray:
 
 
 def ours(
-    vectors: np.ndarray, k: int, start: Cells | None, fresh: np.ndarray, seed: int
+    vectors: np.ndarray,
+    k: int,
+    start: Cells | None,
+    fresh: np.ndarray,
+    seed: int,
+    topics: Sequence[np.ndarray] = (),
+    unseen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Cells]:
     """A night of Nightshift's: k on the first, then whatever is born, split or merged."""
     config = ClusterConfig(k=k if start is None else "auto", k_min=2, k_max=2 * k, seed=seed)
-    found = cluster(vectors, config, start, fresh)
+    found = cluster(vectors, config, start, fresh, topics, unseen)
     return found.places, found.cells
 
 
 def scratch(
-    vectors: np.ndarray, k: int, start: Cells | None, fresh: np.ndarray, seed: int
+    vectors: np.ndarray,
+    k: int,
+    start: Cells | None,
+    fresh: np.ndarray,
+    seed: int,
+    *_: Any,
 ) -> tuple[np.ndarray, Cells]:
     """KMeans as if there had been no last night."""
     from sklearn.cluster import KMeans
@@ -234,83 +255,125 @@ def scratch(
     return fitted.labels_.astype(np.int64), Cells.of(fitted.cluster_centers_.astype(np.float32))
 
 
+@dataclass(frozen=True)
+class Tale:
+    """One night of a story: documents there, their clusters' ids, the cells, who came and went."""
+
+    rows: np.ndarray
+    ids: list[str]
+    vectors: np.ndarray
+    cells: Cells
+    born: list[str]
+    ended: list[str]
+
+
 def story(
+    corpus: Read,
     vectors: np.ndarray,
     night: np.ndarray,
     k: int,
     fit: Fit,
     seed: int,
     start: Cells | None = None,
-    anew: Callable[[np.ndarray, list[str]], np.ndarray] | None = None,
-) -> Iterator[tuple[np.ndarray, list[str], Cells, list[str], list[str]]]:
-    """Night after night: the documents there, their cluster ids, the cells, births and ends.
+    anew: Learner | None = None,
+    change: int | None = None,
+) -> Iterator[Tale]:
+    """Night after night, new topics looked for among each night's documents.
 
-    Args: `anew` gives other vectors on the night LATE, from last night's documents and clusters.
+    Args: `anew` gives other vectors, from the documents there and the cluster or new topic of each
+    (-1: none), whenever there is a new topic, and on the night `change`.
     """
     before: dict[str, str] = {}
     ever: set[str] = set()
     cells = start
     for now in range(NIGHTS + 1):
         rows = np.flatnonzero(night <= now)
-        names = [str(row) for row in rows]
-        if anew is not None and now == LATE:
+        names, fresh = [str(row) for row in rows], night[rows] == now
+        held = sorted({*before.values()} - {UNASSIGNED})
+        place = {one: index for index, one in enumerate(held)}
+        groups = np.array([place.get(before.get(name, ""), -1) for name in names], np.int64)
+        topics = _topics(corpus, rows, fresh, groups, seed) if fit is ours else []
+        if anew is not None and before and (topics or now == change):
+            for one, topic in enumerate(topics):
+                groups[topic] = len(held) + one
+            vectors = anew(rows, groups)
             assert cells is not None
-            vectors = anew(np.flatnonzero(night < now), list(before.values()))
             _, centroids = carried_over(vectors[rows], names, before)
             assert centroids is not None
-            cells = Cells.of(centroids)
-        places, cells = fit(vectors[rows], k, cells, night[rows] == now, seed)
+            cells = Cells(centroids, cells.scales)
+        unseen = ~corpus.taught[rows]
+        places, cells = fit(vectors[rows], k, cells, fresh, seed, topics, unseen)
         tonight, ended = fates(places, len(cells), names, before, ever)
         ids = [*(one.cluster_id for one in tonight), UNASSIGNED]
         before = {name: ids[place] for name, place in zip(names, places, strict=True)}
         ever |= {*ids}
         born = [one.cluster_id for one in tonight if one.event in ("born", "split")]
-        yield rows, list(before.values()), cells, born, [one.cluster_id for one in ended]
+        gone = [one.cluster_id for one in ended]
+        yield Tale(rows, list(before.values()), vectors, cells, born, gone)
+
+
+def _topics(
+    corpus: Read, rows: np.ndarray, fresh: np.ndarray, groups: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """New topics, rows of `rows`: as the night looks for them."""
+    random = np.random.default_rng(seed)
+    sides = (np.flatnonzero(fresh), np.flatnonzero(~fresh))
+    drawn = np.concatenate([side[random.permutation(len(side))[:MOST]] for side in sides])
+    documents = corpus.documents.cut(512).take(rows[drawn])
+    found = find_topics(documents, fresh[drawn], groups[drawn], corpus.tokenizer.size, seed)
+    return [drawn[one] for one in found]
+
+
+def _learners(
+    name: str, data: Path, first: np.ndarray, k: int, way: str, seed: int
+) -> tuple[np.ndarray, Cells | None, Learner]:
+    """The vectors of the first night, the groups in them, and how they are learned again."""
+    if way not in ("network", "retrained"):
+        return (
+            corpus_vectors(name, data, first.tobytes()),
+            None,
+            lambda rows, groups: corpus_vectors(name, data, rows.tobytes()),
+        )
+    vectors, centres, network = network_vectors(name, data, first.tobytes(), k, seed)
+
+    def anew(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        nonlocal network
+        found = network_vectors(name, data, rows.tobytes(), k, seed, groups.tobytes(), network)
+        network = found[2]
+        return found[0]
+
+    return vectors, Cells.of(centres), anew
 
 
 def identity(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
     """Ten nights without anything new in them."""
     corpus, night = read(name, data), nights_of(len(read(name, data).labels), seed)
-    k, first_rows, start, anew = corpus.k, np.flatnonzero(night == 0).tobytes(), None, None
-    fit = scratch if way == "from_scratch" else ours
-    if way in ("network", "retrained"):
-        vectors, centres, network = network_vectors(name, data, first_rows, k, seed)
-        start = Cells.of(centres)
-    else:
-        vectors = corpus_vectors(name, data, first_rows)
-    if way == "retrained":
-
-        def anew(rows: np.ndarray, held: list[str]) -> np.ndarray:
-            places = {one: place for place, one in enumerate(sorted({*held} - {UNASSIGNED}))}
-            known = np.array([places.get(one, -1) for one in held], np.int64)
-            return network_vectors(
-                name, data, rows.tobytes(), len(places), seed, known.tobytes(), network
-            )[0]
-
+    vectors, start, anew = _learners(name, data, np.flatnonzero(night == 0), corpus.k, way, seed)
     kept: list[float] = []
     first: dict[int, str] = {}
     last: dict[int, str] = {}
-    changes = 0
-    cells = None
-    for rows, ids, cells, born, ended in story(  # noqa: B007
-        vectors, night, k, fit, seed, start, anew
-    ):
-        now = dict(zip(rows.tolist(), ids, strict=True))
+    loose: list[float] = []
+    changes, tale = 0, None
+    fit = scratch if way == "from_scratch" else ours
+    for tale in story(
+        corpus, vectors, night, corpus.k, fit, seed, start, anew,
+        LATE if way == "retrained" else None,
+    ):  # fmt: skip
+        now = dict(zip(tale.rows.tolist(), tale.ids, strict=True))
         if last:
             kept.append(mean(now[row] == one for row, one in last.items()))
-            changes += len(born) + len(ended)
+            changes += len(tale.born) + len(tale.ended)
+            loose.append(mean(one == UNASSIGNED for row, one in now.items() if row not in last))
         first, last = first or now, now
-    assert cells is not None
-    told = {
+    assert tale is not None
+    cells = tale.cells
+    fresh = scratch(tale.vectors, len(cells), None, night == 0, seed)[1]
+    return {
         "kept_least": min(kept),
         "kept_change": kept[LATE - 1],
         "kept_all": mean(last[row] == one for row, one in first.items()),
-    }
-    if way != "retrained":
-        fresh = scratch(vectors, len(cells), None, night == 0, seed)[1]
-        told["inertia"] = _inertia(vectors, cells) / _inertia(vectors, fresh)
-    return {
-        **told,
+        "inertia": _inertia(tale.vectors, cells) / _inertia(tale.vectors, fresh),
+        "unassigned": mean(loose),
         "clusters": len(cells),
         "changes": changes,
     }
@@ -326,19 +389,14 @@ def births(name: str, data: Path, withheld: tuple[int, ...], way: str, seed: int
     night, hidden = nights_of(len(corpus.labels), seed), np.isin(corpus.labels, withheld)
     night[hidden & (night < LATE)] = LATE
     labels, k = corpus.labels, corpus.k - len(withheld)
-    first_rows, start = np.flatnonzero(night == 0).tobytes(), None
-    if way == "network":
-        vectors, centres, _ = network_vectors(name, data, first_rows, k, seed)
-        start = Cells.of(centres)
-    else:
-        vectors = corpus_vectors(name, data, first_rows)
+    vectors, start, anew = _learners(name, data, np.flatnonzero(night == 0), k, way, seed)
     other, found = 0, list[dict[str, float]]()
-    for now, (rows, ids, _, born, _) in enumerate(story(vectors, night, k, ours, seed, start)):
+    for now, tale in enumerate(story(corpus, vectors, night, k, ours, seed, start, anew)):
         if now not in (0, LATE):
-            other += len(born)
+            other += len(tale.born)
         if now == LATE:
-            inside = np.array(ids, object)
-            found = [_newborn(inside == one, labels[rows], withheld) for one in born]
+            ids = np.array(tale.ids, object)
+            found = [_newborn(ids == one, labels[tale.rows], withheld) for one in tale.born]
     best = [max((one[f"of_{place}"] for one in found), default=0.0) for place in withheld]
     pure = [
         max(((one[f"of_{place}"], one[f"purity_{place}"]) for one in found), default=(0.0, 0.0))[1]
@@ -423,7 +481,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     agree = ("accuracy", "nmi", "ari", "purity", "v_measure")
     for kind, columns in (
         ("unlabelled", (*agree, "wall_seconds")),
-        ("identity", ("kept_least", "kept_change", "kept_all", "inertia", "clusters", "changes",
+        ("identity", ("kept_least", "kept_change", "kept_all", "inertia", "unassigned", "clusters",
+                      "changes",
                       "seconds")),
         ("births", ("born", "other_births", "purity", "holds", "seconds")),
         ("some_labels", (*agree, "seconds")),

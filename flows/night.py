@@ -209,7 +209,7 @@ def _stages(one: Night) -> Finished:
     evaluated = evaluate(one, trained)
     promoted = promote(one, trained)
     embedded = embed(one, tokens, promoted)
-    clustered = recluster(one, files, embedded)
+    clustered = recluster(one, files, trained, embedded)
     reported = report(
         one, files, ingested, tokens, trained, evaluated, promoted, embedded, clustered
     )

@@ -2,31 +2,38 @@
 
 Clusters of a fitted corpus say little of a topic that arrived today: it lies in the cells of others
 until it is large. But round its documents there are only tonight's, while elsewhere tonight's and
-earlier ones are mixed as everywhere (the nearest-neighbour two-sample test, Henze 1988).
+earlier ones are mixed as everywhere (the nearest-neighbour two-sample test, Henze 1988). That shows
+in vectors that have learned tonight's words; those of an older model do not know them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .nearest import Cells, unit
+from .nearest import Cells, nearest_centroids, unit
 
 NEIGHBOURS = 20
 NOVEL = 0.8
 """Share of tonight's documents among a document's neighbours, drawn from as many of both, that
 makes it novel: with nothing new, 16 of 20 are tonight's for six documents in a thousand."""
-PURITY = 0.87
-"""Share of a newborn's documents that are more than the usual share of tonight's."""
+PURITY, TELLING = 0.87, 0.7
+"""Share of a newborn cell's documents that are more than the usual share of tonight's; and what
+share tells a new topic from a known one that grows."""
 LEAST, LEAST_SHARE = 10, 0.002
 """Documents that a topic has at least: in all, and as a share of the corpus."""
 APART = 0.5
 """Groups that are nearer than this share of the clusters are to their nearest are one topic."""
-SLACK = 0.7
+SLACK = 0.5
 """Of the clusters' usual likeness, how much a novel document needs to be counted to a group."""
 STEPS = np.linspace(0.3, 1.6, 53)
 """Scales tried for a newborn."""
+NEARLY = 0.9
+"""Of what is new in the best of the scales tried, how much is enough: a scale nearer to 1 is
+steadier, because one that is too small gives way to any later topic, and one that is too large
+drifts as Lloyd's algorithm runs on."""
 MOST = 20_000
 """Documents of either side that are compared, at most: the cost is their product."""
 CHUNK = 2048
@@ -41,32 +48,66 @@ class Newborn:
     documents: int
 
 
-def find_births(fresh: np.ndarray, known: np.ndarray, cells: Cells, seed: int) -> list[Newborn]:
-    """Topics that tonight's documents have and earlier ones have not.
+def new_topics(
+    fresh: np.ndarray, known: np.ndarray, centroids: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """Topics that tonight's documents have and earlier ones have not, the rows of each.
 
-    Args: unit vectors of tonight's and of earlier documents, float32 (documents, width); the
-    clusters so far.
+    Args: unit vectors of tonight's and of earlier documents, float32 (documents, width), learned
+    from both; centroids of the clusters among them, float32 (clusters, width).
+    Returns: rows of `fresh`, ascending int64. Of more than `MOST`, only those compared are told.
     """
     random = np.random.default_rng(seed)
-    least = max(LEAST, round(LEAST_SHARE * (len(fresh) + len(known))))
-    if len(fresh) < least or len(known) < least or not len(cells):
+    least = fewest(len(fresh) + len(known))
+    if len(fresh) < least or len(known) < least or not len(centroids):
         return []
     share = min(1.0, MOST / len(fresh))
     known = known[random.permutation(len(known))[: max(MOST, len(fresh))]]
-    fresh = fresh[random.permutation(len(fresh))[:MOST]]
+    some = np.sort(random.permutation(len(fresh))[:MOST])
     least = max(LEAST, round(share * least))
-    novel = fresh[novelty(fresh, known, random) >= NOVEL]
-    usual = float(np.median((known * unit(cells.centroids)[cells.assign(known)[0]]).sum(1)))
-    groups = _topics(novel, usual, least, cells.centroids)
+    novel = some[novelty(fresh[some], known, random) >= NOVEL]
+    own = unit(centroids)[nearest_centroids(known, centroids)[0]]
+    usual = float(np.median((known * own).sum(1)))
+    found = [novel[rows] for rows in _topics(fresh[novel], usual, least, centroids)]
+    # A known topic that grows fast looks new as well, but has no place of its own.
+    groups = [fresh[rows] for rows in found]
+    alone = _cells_of(groups, fresh[some], known, Cells.of(centroids), TELLING)
+    return [
+        rows
+        for rows, cell in zip(found, alone, strict=True)
+        if cell is not None and cell.documents >= least
+    ]
+
+
+def fewest(documents: int) -> int:
+    """Documents that a new topic has at least, in a corpus of so many."""
+    return max(LEAST, round(LEAST_SHARE * documents))
+
+
+def find_newborn(
+    topics: Sequence[np.ndarray], vectors: np.ndarray, fresh: np.ndarray, cells: Cells
+) -> list[Newborn]:
+    """The cells of new topics among the clusters' own; a topic that none can tell apart has none.
+
+    Args: rows of each topic; unit vectors float32 (documents, width); which of them are tonight's,
+    bool (documents,); the clusters so far.
+    """
+    groups = [vectors[rows] for rows in topics]
+    found = _cells_of(groups, vectors[fresh], vectors[~fresh], cells, PURITY)
+    return [one for one in found if one is not None and one.documents >= LEAST]
+
+
+def _cells_of(
+    groups: list[np.ndarray], fresh: np.ndarray, known: np.ndarray, cells: Cells, purity: float
+) -> list[Newborn | None]:
+    """The cell of each group that is as pure, if any: float32 (rows, width) each."""
     plain = [Newborn(group.mean(0), 1.0, len(group)) for group in groups]
-    born: list[Newborn] = []
+    found: list[Newborn | None] = []
     for place, group in enumerate(groups):
         # The other new topics are there as well, or the first one would take them in.
-        there = with_newborn(cells, [*born, *plain[place + 1 :]])
-        found = _grown(group, fresh, known, there)
-        if found is not None and found.documents >= least:
-            born.append(found)
-    return born
+        others = [*(one for one in found if one is not None), *plain[place + 1 :]]
+        found.append(_grown(group, fresh, known, with_newborn(cells, others), purity))
+    return found
 
 
 def with_newborn(cells: Cells, born: list[Newborn]) -> Cells:
@@ -104,7 +145,7 @@ def novelty(fresh: np.ndarray, known: np.ndarray, random: np.random.Generator) -
 
 
 def _topics(novel: np.ndarray, usual: float, least: int, centroids: np.ndarray) -> list[np.ndarray]:
-    """Novel documents in groups, float32 (rows, width) each.
+    """Novel documents in groups, the rows of each, int64.
 
     Args: novel unit vectors; how like a document usually is to its cluster (cosine); the fewest
     documents of a group; centroids of the clusters, whose nearness to each other is the measure.
@@ -116,10 +157,12 @@ def _topics(novel: np.ndarray, usual: float, least: int, centroids: np.ndarray) 
     np.fill_diagonal(others, -1)
     near = float(np.quantile(others.max(1), APART)) if len(centroids) > 1 else 1.0
     groups = _merged(novel, centres, near)
-    found = [novel[groups == one] for one in range(int(groups.max()) + 1)]
-    likeness = ((group, group @ unit(group.mean(0, keepdims=True))[0]) for group in found)
-    kept = (group[near_enough > SLACK * usual] for group, near_enough in likeness)
-    return [group for group in kept if len(group) >= least]
+    found = [np.flatnonzero(groups == one) for one in range(int(groups.max()) + 1)]
+    centre = [unit(novel[rows].mean(0, keepdims=True))[0] for rows in found]
+    kept = [
+        rows[novel[rows] @ one > SLACK * usual] for rows, one in zip(found, centre, strict=True)
+    ]
+    return [rows for rows in kept if len(rows) >= least]
 
 
 def _dense(novel: np.ndarray, usual: float, least: int) -> list[np.ndarray]:
@@ -157,7 +200,9 @@ def _merged(novel: np.ndarray, centres: list[np.ndarray], near: float) -> np.nda
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _grown(group: np.ndarray, fresh: np.ndarray, known: np.ndarray, cells: Cells) -> Newborn | None:
+def _grown(
+    group: np.ndarray, fresh: np.ndarray, known: np.ndarray, cells: Cells, purity: float
+) -> Newborn | None:
     """The cell round a group that holds most of what is new, and little else; None if none does."""
     there = [cells.assign(side)[1] for side in (fresh, known)]
     centre, usual, found = group.mean(0), len(fresh) / len(known), None
@@ -167,12 +212,11 @@ def _grown(group: np.ndarray, fresh: np.ndarray, known: np.ndarray, cells: Cells
         from_scale = [np.sort(a / np.maximum(b, 1e-9)) for a, b in zip(apart, there, strict=True)]
         new, old = (np.searchsorted(one, STEPS) for one in from_scale)
         more = new - usual * old
-        fits = (more >= PURITY * (new + old)) & (new > 0)
+        fits = (more >= purity * (new + old)) & (new > 0)
         if not fits.any():
             return found
-        # Of equal ones the most usual: a scale that is too small gives way to any later topic.
-        equal = np.flatnonzero(fits & (more == more[fits].max()))
-        best = int(equal[np.abs(STEPS[equal] - 1).argmin()])
+        enough = np.flatnonzero(fits & (more >= NEARLY * more[fits].max()))
+        best = int(enough[np.abs(STEPS[enough] - 1).argmin()])
         found = Newborn(centre.astype(np.float32), float(STEPS[best]), int(new[best]))
         centre = fresh[apart[0] / STEPS[best] < there[0]].mean(0)
     return found

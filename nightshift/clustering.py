@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from .births import find_births, with_newborn
+from .births import find_newborn, with_newborn
 from .naming import NamingConfig
 from .nearest import UNASSIGNED, Cells, nearest_centroids
 
@@ -30,6 +30,9 @@ ROUNDS = 20
 """Rounds of Lloyd's algorithm on a later night; it starts where the last one ended."""
 SETTLED = 1e-4
 """Centroids that move less than this stand."""
+UNSEEN = 100
+"""Documents that a model has not learned from are told by, if there are so many: the others lie
+nearer to their centroids than any that will come."""
 
 
 class ClusterConfig(NamingConfig):
@@ -69,21 +72,27 @@ def cluster(
     config: ClusterConfig,
     start: Cells | None = None,
     fresh: np.ndarray | None = None,
+    topics: Sequence[np.ndarray] = (),
+    unseen: np.ndarray | None = None,
 ) -> Clustering:
     """Group unit vectors; no cluster is empty, and k never exceeds the number of distinct ones.
 
     Args: float32 (documents, width), at least one row; `start`, last night's clusters in tonight's
-    space: the fit begins there; which documents are tonight's, bool (documents,).
+    space: the fit begins there; which documents are tonight's, bool (documents,); the rows of each
+    topic that is new among them, which is born where k is `auto`; which documents the vectors'
+    model has not learned from, bool (documents,): they tell what is far, where they suffice.
     """
     most = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
     known = np.ones(len(vectors), bool) if fresh is None or fresh.all() else ~fresh
     if start is None:
         cells = _first(vectors, config, most)
     elif config.k == "auto":
-        cells = _auto(vectors, config, start, known, most)
+        cells = _auto(vectors, config, start, known, most, topics)
     else:
         centroids, scales = _seeds(vectors, min(most, config.k), start, config.seed)
         cells = settle(vectors, Cells(centroids, scales))
+    if unseen is not None and (known & unseen).sum() >= UNSEEN:
+        known = known & unseen
     return _published(vectors, cells, config, known)
 
 
@@ -95,13 +104,18 @@ def _first(vectors: np.ndarray, config: ClusterConfig, most: int) -> Cells:
 
 
 def _auto(
-    vectors: np.ndarray, config: ClusterConfig, start: Cells, known: np.ndarray, most: int
+    vectors: np.ndarray,
+    config: ClusterConfig,
+    start: Cells,
+    known: np.ndarray,
+    most: int,
+    topics: Sequence[np.ndarray],
 ) -> Cells:
     """Last night's clusters with tonight's births, settled; then one split or merger at most."""
     room = min(config.k_max, most, max(1, len(vectors) // 2))
     if len(start) > room:
         start = Cells(*_seeds(vectors, room, start, config.seed))
-    born = find_births(vectors[~known], vectors[known], start, config.seed)
+    born = find_newborn(topics, vectors, ~known, start)
     cells = settle(vectors, with_newborn(start, born[: room - len(start)]))
     # A night of a birth has had its change; and a cell just born would be the first to be merged.
     return cells if born else _adjusted(vectors, cells, config, room)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from .batches import Documents
+from .births import new_topics
 from .clustering import ClusterConfig, choose_k, distinct, fit_centroids, settle
 from .encoders import Network
 from .errors import ConfigError
@@ -144,6 +145,26 @@ def discover(
         yield Round(index, rounds, k, share, network, cells.centroids, groups)
         if share < SETTLED:
             return
+
+
+def find_topics(
+    documents: Documents, fresh: np.ndarray, groups: np.ndarray, vocabulary: int, seed: int
+) -> list[np.ndarray]:
+    """Topics that tonight's documents have and earlier ones have not, the rows of each, int64.
+
+    In the corpus's own vectors, learned anew from these very documents: no older model knows
+    tonight's words.
+
+    Args: which documents are tonight's, bool (documents,); last night's cluster of each other, -1
+    for none, int64 (documents,).
+    """
+    held = ~fresh & (groups >= 0)
+    if not held.any() or not fresh.any():
+        return []
+    vectors = learn(documents, vocabulary, seed=seed).embed(documents)
+    centres = centres_of(vectors[held], groups[held], int(groups.max()) + 1)
+    found = new_topics(vectors[fresh], vectors[~fresh], centres, seed)
+    return [np.flatnonzero(fresh)[rows] for rows in found]
 
 
 def _body(before: Network, model: ModelConfig) -> dict[str, torch.Tensor] | None:

@@ -20,12 +20,13 @@ from nightshift.nearest import UNASSIGNED, Cells, unit
 from nightshift.scoring import quality_with_labels
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
+from .discover import Topics, held_out
 from .embed import Embedded
 from .ingest import Files
 from .said import named
 from .stage import ModelRef, Night, Outcome, stage
 from .tracking import scratch
-from .train import champion_of, load_model
+from .train import Trained
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Clustered(Outcome):
 
 
 @stage("cluster", "clusters")
-def recluster(night: Night, files: Files, embedded: Embedded) -> Clustered:
+def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) -> Clustered:
     """Group all documents by the winner's vectors, starting from last night's clusters."""
     lake, words = night.lake, named(night, files.words)
     if _nothing_changed(night, embedded) and not _forgotten(night, words):
@@ -75,7 +76,11 @@ def recluster(night: Night, files: Files, embedded: Embedded) -> Clustered:
     if start is None:
         start = _learned(night, embedded.winner)
     fresh = np.array([doc_id not in before for doc_id in doc_ids])
-    found = cluster(vectors, night.pipeline.clusters, start, fresh)
+    unseen = held_out(night)
+    found = cluster(
+        vectors, night.pipeline.clusters, start, fresh, _rows_of(trained.topics, doc_ids),
+        np.array([doc_id in unseen for doc_id in doc_ids]),
+    )  # fmt: skip
     ever = lake.read("clusters", ["cluster_id"], pc.field("night") != night.name)
     tonight, ended = fates(
         found.places, len(found.cells), doc_ids, before, ever["cluster_id"].to_pylist(),
@@ -105,6 +110,13 @@ def recluster(night: Night, files: Files, embedded: Embedded) -> Clustered:
         words=files.words,
         figures=figures,
     )
+
+
+def _rows_of(topics: Topics, doc_ids: list[str]) -> list[np.ndarray]:
+    """Where the documents of each topic stand."""
+    row = {doc_id: place for place, doc_id in enumerate(doc_ids)}
+    found = (np.array([row[one] for one in topic if one in row], np.int64) for topic in topics)
+    return [rows for rows in found if len(rows)]
 
 
 def _figures(
@@ -174,7 +186,7 @@ def _learned(night: Night, winner: ModelRef) -> Cells | None:
     """The groups that a network learned to tell apart, where no cluster lives yet."""
     if winner.kind != "encoder":
         return None
-    groups = load_model(night, winner).groups
+    groups = night.load(winner).groups
     return None if groups is None else Cells.of(groups)
 
 
@@ -205,7 +217,7 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
     """Same model, same documents, same declaration: another fit would only make noise."""
     return (
         embedded.winner is not None
-        and embedded.winner == champion_of(night)
+        and embedded.winner == night.champion
         and not embedded.embeddings.rows
         and night.before.get("clusters_config") == clusters_config(night)
     )

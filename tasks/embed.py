@@ -20,7 +20,6 @@ from .progress import track
 from .promote import Promoted
 from .stage import ModelRef, Night, Outcome, stage
 from .tokens import Tokens
-from .train import champion_of, load_model
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +39,13 @@ class Embedded(Outcome):
 def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
     """Classify and embed what is new; everything, if another model answers from tonight on."""
     lake, winner = night.lake, promoted.winner
-    model = load_model(night, winner) if winner else None
+    model = night.load(winner) if winner else None
     with ExitStack() as stack:
         predictions = stack.enter_context(lake.writer("predictions", night.name))
         embeddings = stack.enter_context(lake.writer("embeddings", night.name))
         if model is not None and winner is not None:
             where = pc.field("tokenizer") == model.tokenizer.digest
-            if winner == champion_of(night):
+            if winner == night.champion:
                 where &= pc.field("night") == night.name
             for doc_ids, answers in _answers(night, model, where):
                 embeddings.write(_embeddings(doc_ids, answers, winner.model_id))

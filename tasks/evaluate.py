@@ -16,7 +16,7 @@ from nightshift.pictures import confusion_picture
 from nightshift.scoring import Scores, linear_baseline, score
 
 from .stage import ModelRef, Night, Outcome, stage
-from .train import Trained, champion_of, load_model
+from .train import Trained
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def evaluate(night: Night, trained: Trained) -> Evaluated:
     sides = labelled_sides(night.lake)
     test = sides["test"]
     baseline: dict[str, float] | None = night.before.get("baseline")
-    champion = _score(night, champion_of(night), test)
+    champion = _score(night, night.champion, test)
     challenger = _score(night, trained.challenger, test)
     if trained.challenger is not None and trained.challenger.kind == "network":
         baseline = _baseline(night, challenger, sides["train"], test)
@@ -70,7 +70,7 @@ def evaluate(night: Night, trained: Trained) -> Evaluated:
 def _score(night: Night, ref: ModelRef | None, test: Labelled) -> Scores | None:
     if ref is None or ref.kind != "network" or not len(test):
         return None
-    model = load_model(night, ref)
+    model = night.load(ref)
     said = answers(night, model, test)
     assert said.probabilities is not None
     names = np.array(model.labels, object)

@@ -13,7 +13,7 @@ from nightshift.tables import TableRef, rows_of
 
 from .evaluate import answers
 from .stage import ModelRef, Night, Outcome, stage
-from .train import Trained, champion_of, load_model
+from .train import Trained
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Promoted(Outcome):
 @stage("promote", "promotion")
 def promote(night: Night, trained: Trained) -> Promoted:
     """Compare both on the same rows, and write the decision down."""
-    champion, challenger = champion_of(night), trained.challenger
+    champion, challenger = night.champion, trained.challenger
     row = _decide(night, champion, challenger, trained.reason)
     rows = [row] if challenger is not None else []
     promoted = bool(rows) and row["decision"] == "promoted"
@@ -90,7 +90,7 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
         }
     said: list[list[str]] = []
     for ref in (champion, challenger):
-        model = load_model(night, ref)
+        model = night.load(ref)
         said.append([model.labels[one] for one in answers(night, model, gate).choice])
     old, new, low, high = paired_interval(
         gate.labels, said[0], said[1], config.metric, config.resamples

@@ -23,11 +23,12 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 import nightshift
+from nightshift.bundle import Model
 from nightshift.errors import PassingError
 from nightshift.pipeline import Pipeline, Settings
 from nightshift.tables import Lake, TableRef, digest_of
 
-from .tracking import Tracking
+from .tracking import Tracking, scratch
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,23 @@ class Night:
     def before(self) -> dict[str, Any]:
         """Figures of the newest published night."""
         return self.previous["figures"] if self.previous else {}
+
+    @property
+    def champion(self) -> ModelRef | None:
+        """The model of the newest published night."""
+        found = self.before.get("model")
+        return ModelRef.model_validate(found) if found else None
+
+    def load(self, ref: ModelRef) -> Model:
+        """A model from where MLflow keeps it."""
+        return Model.load(self.tracking.fetch(ref.uri))
+
+    def keep(self, model: Model) -> ModelRef:
+        """Give a model to MLflow."""
+        with scratch() as folder:
+            model_id = model.save(Path(folder))
+            uri = self.tracking.keep(Path(folder), f"models/{model_id}")
+        return ModelRef(model_id=model_id, uri=uri, kind=model.kind)
 
 
 Inputs = ParamSpec("Inputs")

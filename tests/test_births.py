@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nightshift.births import LEAST, Newborn, find_births, novelty, with_newborn
+from nightshift.births import LEAST, Newborn, find_newborn, new_topics, novelty, with_newborn
 from nightshift.nearest import Cells, unit
 
 WIDTH = 12
@@ -26,17 +26,31 @@ KNOWN = of((0, 200), (1, 200), (2, 200))
 CELLS = Cells.of(np.eye(WIDTH, dtype=np.float32)[:3])
 
 
+def topics(fresh: np.ndarray, known: np.ndarray = KNOWN, seed: int = 1) -> list[np.ndarray]:
+    return new_topics(fresh, known, CELLS.centroids, seed)
+
+
+def newborn(fresh: np.ndarray) -> list[Newborn]:
+    """Of tonight's documents, which stand behind the known ones."""
+    rows = [len(KNOWN) + one for one in topics(fresh)]
+    tonight = np.arange(len(KNOWN) + len(fresh)) >= len(KNOWN)
+    return find_newborn(rows, np.concatenate([KNOWN, fresh]), tonight, CELLS)
+
+
 def test_more_of_the_same_is_no_birth() -> None:
     for seed in range(1, 11):
-        assert find_births(of((0, 20), (1, 20), (2, 20), seed=seed), KNOWN, CELLS, seed) == []
+        assert topics(of((0, 20), (1, 20), (2, 20), seed=seed), seed=seed) == []
 
 
 def test_a_known_topic_that_grows_fast_is_no_birth() -> None:
-    assert find_births(of((0, 150), (1, 5), seed=1), KNOWN, CELLS, 1) == []
+    assert topics(of((0, 150), (1, 5), seed=1)) == []
 
 
 def test_a_topic_that_only_tonight_has_is_found_with_its_documents() -> None:
-    [born] = find_births(of((0, 20), (1, 20), (7, 30), seed=1), KNOWN, CELLS, 1)
+    fresh = of((0, 20), (1, 20), (7, 30), seed=1)
+    [rows] = topics(fresh)
+    assert rows.tolist() == list(range(40, 70))
+    [born] = newborn(fresh)
     assert born.documents == 30
     assert float(unit(born.centroid[None])[0, 7]) > 0.98
     places, _ = with_newborn(CELLS, [born]).assign(np.concatenate([KNOWN, around(7, 40, 5)]))
@@ -46,40 +60,48 @@ def test_a_topic_that_only_tonight_has_is_found_with_its_documents() -> None:
 
 def test_two_new_topics_are_two_births() -> None:
     fresh = of((0, 20), (5, 40), (9, 25), seed=1)
-    born = find_births(fresh, KNOWN, CELLS, 1)
-    assert [one.documents for one in born] == [40, 25]
+    assert [rows.tolist() for rows in topics(fresh)] == [[*range(20, 60)], [*range(60, 85)]]
+    assert [one.documents for one in newborn(fresh)] == [40, 25]
+
+
+def test_a_topic_that_the_vectors_cannot_tell_apart_has_no_cell() -> None:
+    # Called a topic by others, but half of what stands there is known.
+    vectors = np.concatenate([KNOWN, of((0, 20), (1, 20))])
+    tonight = np.arange(len(vectors)) >= len(KNOWN)
+    rows = [np.arange(len(KNOWN), len(KNOWN) + 20)]
+    assert find_newborn(rows, vectors, tonight, CELLS) == []
 
 
 def test_two_halves_nearer_than_clusters_are_to_each_other_are_one_topic() -> None:
     # Clusters stand at a cosine of 0.5 to their nearest; the halves at 0.9.
     known = [np.eye(WIDTH)[0], np.eye(WIDTH)[0] / 2 + np.eye(WIDTH)[1] * 3**0.5 / 2]
-    cells = Cells.of(np.stack(known).astype(np.float32))
+    centroids = np.stack(known).astype(np.float32)
     random = np.random.default_rng(3)
     old = unit(np.repeat(np.stack(known), 200, 0) + 0.03 * random.normal(size=(400, WIDTH)))
     one = np.eye(WIDTH)[5]
     two = 0.9 * one + 0.19**0.5 * np.eye(WIDTH)[6]
     new = unit(np.repeat(np.stack([one, two]), 30, 0) + 0.03 * random.normal(size=(60, WIDTH)))
-    [born] = find_births(new.astype(np.float32), old.astype(np.float32), cells, 1)
-    assert born.documents == 60
+    [rows] = new_topics(new.astype(np.float32), old.astype(np.float32), centroids, 1)
+    assert len(rows) == 60
 
 
 @pytest.mark.parametrize("count", [0, 1, LEAST - 1])
 def test_a_handful_of_strange_documents_is_no_topic(count: int) -> None:
     fresh = np.concatenate([around(0, 20, 1), around(7, count, 1)])
-    assert find_births(fresh, KNOWN, CELLS, 1) == []
+    assert topics(fresh) == []
 
 
 def test_without_documents_of_either_side_nothing_is_born() -> None:
     none = KNOWN[:0]
-    assert find_births(none, KNOWN, CELLS, 1) == []
-    assert find_births(KNOWN, none, CELLS, 1) == []
+    assert topics(none) == []
+    assert topics(KNOWN, none) == []
+    assert find_newborn([], KNOWN, np.zeros(len(KNOWN), bool), CELLS) == []
 
 
 def test_the_same_seed_finds_the_same() -> None:
     fresh = of((0, 20), (7, 30), seed=1)
-    one, two = (find_births(fresh, KNOWN, CELLS, 4) for _ in range(2))
-    assert np.array_equal(one[0].centroid, two[0].centroid)
-    assert one[0].scale == two[0].scale
+    one, two = (topics(fresh, seed=4) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_where_both_sides_are_mixed_half_of_the_neighbours_are_tonights() -> None:

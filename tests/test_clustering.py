@@ -20,11 +20,11 @@ from nightshift.clustering import (
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
 
 
-def blobs(k: int, size: int, seed: int = 0) -> np.ndarray:
+def blobs(k: int, size: int, seed: int = 0, spread: float = 0.05) -> np.ndarray:
     """Unit vectors around k directions, one direction after the other."""
     random = np.random.default_rng(seed)
     centres = np.repeat(np.eye(16)[:k], size, axis=0)
-    return unit(centres + 0.05 * random.normal(size=centres.shape)).astype(np.float32)
+    return unit(centres + spread * random.normal(size=centres.shape)).astype(np.float32)
 
 
 def config(**options: Any) -> ClusterConfig:
@@ -179,7 +179,9 @@ def test_a_declared_number_neither_parts_nor_merges() -> None:
 def test_a_topic_that_only_tonight_has_is_born_after_the_old_ones() -> None:
     vectors = np.concatenate([blobs(5, 60), blobs(5, 10, seed=1), blobs(6, 30)[-30:]])
     fresh = np.arange(len(vectors)) >= 300
-    found = cluster(vectors, config(), Cells.of(vectors[:300:60]), fresh)
+    start, topics = Cells.of(vectors[:300:60]), [np.arange(350, 380)]
+    assert len(cluster(vectors, config(k=5), start, fresh, topics).cells) == 5
+    found = cluster(vectors, config(), start, fresh, topics)
     assert len(found.cells) == 6
     assert (found.places[-30:] == 5).all()
     assert found.places[:300:60].tolist() == [0, 1, 2, 3, 4]
@@ -279,3 +281,21 @@ def test_clusters_of_two_far_groups_are_good_and_there_again_in_either_half() ->
     bad = quality(vectors, np.tile([0, 1], 50), 1)
     assert bad["davies_bouldin"] > 5
     assert bad["silhouette"] < 0.1
+
+
+def test_what_is_far_is_told_by_documents_that_the_model_has_not_learned_from() -> None:
+    # A model draws together what it learns: those it has not seen lie about twice as far.
+    tight, wide = blobs(5, 400, spread=0.02), blobs(5, 40, spread=0.05, seed=1)
+    vectors = np.concatenate([tight, wide])
+    unseen = np.arange(len(vectors)) >= len(tight)
+    start = Cells.of(vectors[:2000:400])
+    blind = cluster(vectors, config(k=5, unassigned=0.03), start)
+    assert (blind.places[unseen] < 0).mean() > 0.2
+    told = cluster(vectors, config(k=5, unassigned=0.03), start, unseen=unseen)
+    assert (told.places[unseen] < 0).mean() == 0.03
+    assert (told.places[~unseen] < 0).mean() == 0
+    # Too few tell nothing.
+    few = unseen & (np.arange(len(vectors)) < len(tight) + 50)
+    assert cluster(vectors, config(k=5, unassigned=0.03), start, unseen=few).cells.radius == (
+        blind.cells.radius
+    )
