@@ -13,7 +13,8 @@ By the night's own code, with its default tokenizer, and the truth only read to 
 - identity: half of a corpus, then ten nights of 5% new documents. Share of the old documents that
   keep their cluster's id each night and after all ten, and inertia beside a fit from scratch; how
   many of a night's new documents are too far from every cluster (declared: 3% of all). The
-  peer fits KMeans from scratch every night and matches its clusters to last night's. `network`: in
+  peers: KMeans from scratch every night, its clusters matched to last night's; and BERTopic on the
+  first night's vectors, each later night's model merged into what there is. `network`: in
   the vectors of a network that learned on the first night; `retrained`: it learns anew, from last
   night's clusters, on night five.
 - births: some classes are withheld until night five, when all their documents up to then arrive.
@@ -173,7 +174,9 @@ def unlabelled(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
     elif way == "start":
         places = first_groups(corpus.texts[:MOST], ClusterConfig(k=corpus.k, seed=seed), seed)
     elif way == "bertopic":
-        places = _bertopic(corpus, corpus_vectors(name, data), seed)
+        everyone = np.zeros(len(corpus.labels), np.int64)
+        told = _bertopic(corpus, corpus_vectors(name, data), everyone, corpus.k, seed)[0]
+        places = np.unique(told, return_inverse=True)[1]
     else:
         vectors = corpus_vectors(name, data) if way == "vectors" else _tfidf(corpus, way, seed)
         starts = 1 if way == "tfidf" else 10
@@ -200,14 +203,15 @@ def _tfidf(corpus: Read, way: str, seed: int) -> Any:
     return unit(TruncatedSVD(100, random_state=seed).fit_transform(weighted).astype(np.float32))
 
 
-def _bertopic(corpus: Read, vectors: np.ndarray, seed: int) -> np.ndarray:
-    """BERTopic in its own environment, on our vectors."""
+def _bertopic(
+    corpus: Read, vectors: np.ndarray, night: np.ndarray, k: int, seed: int
+) -> np.ndarray:
+    """BERTopic in its own environment, on our vectors: int64 (nights, documents)."""
     with TemporaryDirectory() as folder:
         given, said = Path(folder) / "given.npz", Path(folder) / "said.npy"
-        np.savez(given, vectors=vectors, texts=np.array(corpus.texts, object))
+        np.savez(given, vectors=vectors, texts=np.array(corpus.texts, object), night=night)
         script = Path(__file__).with_name("peers.py")
-        command = [environment("bertopic"), script, "--topics", given, said, str(corpus.k),
-                   str(seed)]  # fmt: skip
+        command = [environment("bertopic"), script, "--topics", given, said, str(k), str(seed)]
         subprocess.run(command, check=True)
         return np.load(said)
 
@@ -285,18 +289,19 @@ def story(
     """
     before: dict[str, str] = {}
     ever: set[str] = set()
-    cells = start
+    cells, learned = start, 0
     for now in range(NIGHTS + 1):
         rows = np.flatnonzero(night <= now)
         names, fresh = [str(row) for row in rows], night[rows] == now
         held = sorted({*before.values()} - {UNASSIGNED})
         place = {one: index for index, one in enumerate(held)}
         groups = np.array([place.get(before.get(name, ""), -1) for name in names], np.int64)
-        topics = _topics(corpus, rows, fresh, groups, seed) if fit is ours else []
+        usable = fresh | (groups >= 0) | (night[rows] > learned)
+        topics = _topics(corpus, rows, fresh, groups, usable, seed) if fit is ours else []
         if anew is not None and before and (topics or now == change):
             for one, topic in enumerate(topics):
                 groups[topic] = len(held) + one
-            vectors = anew(rows, groups)
+            vectors, learned = anew(rows, groups), now
             assert cells is not None
             _, centroids = carried_over(vectors[rows], names, before)
             assert centroids is not None
@@ -312,12 +317,34 @@ def story(
         yield Tale(rows, list(before.values()), vectors, cells, born, gone)
 
 
+def bertopics_story(
+    corpus: Read, vectors: np.ndarray, night: np.ndarray, k: int, seed: int
+) -> Iterator[Tale]:
+    """The same nights by BERTopic, each night's model merged into last night's."""
+    ever: set[str] = set()
+    for now, told in enumerate(_bertopic(corpus, vectors, night, k, seed)):
+        rows = np.flatnonzero(night <= now)
+        topics = told[rows]
+        held = np.unique(topics[topics >= 0])
+        places = np.searchsorted(held, topics[topics >= 0])
+        centres = centres_of(vectors[rows][topics >= 0], places, len(held))
+        ids = [UNASSIGNED if one < 0 else str(one) for one in topics]
+        born = sorted({*ids} - ever - {UNASSIGNED})
+        yield Tale(rows, ids, vectors, Cells.of(centres), born, sorted(ever - {*ids}))
+        ever |= {*born}
+
+
 def _topics(
-    corpus: Read, rows: np.ndarray, fresh: np.ndarray, groups: np.ndarray, seed: int
+    corpus: Read,
+    rows: np.ndarray,
+    fresh: np.ndarray,
+    groups: np.ndarray,
+    usable: np.ndarray,
+    seed: int,
 ) -> list[np.ndarray]:
     """New topics, rows of `rows`: as the night looks for them."""
     random = np.random.default_rng(seed)
-    sides = (np.flatnonzero(fresh), np.flatnonzero(~fresh))
+    sides = (np.flatnonzero(one & usable) for one in (fresh, ~fresh))
     drawn = np.concatenate([side[random.permutation(len(side))[:MOST]] for side in sides])
     documents = corpus.documents.cut(512).take(rows[drawn])
     found = find_topics(documents, fresh[drawn], groups[drawn], corpus.tokenizer.size, seed)
@@ -355,10 +382,13 @@ def identity(name: str, data: Path, way: str, seed: int) -> dict[str, Any]:
     loose: list[float] = []
     changes, tale = 0, None
     fit = scratch if way == "from_scratch" else ours
-    for tale in story(
-        corpus, vectors, night, corpus.k, fit, seed, start, anew,
-        LATE if way == "retrained" else None,
-    ):  # fmt: skip
+    tales = (
+        bertopics_story(corpus, vectors, night, corpus.k, seed)
+        if way == "bertopic"
+        else story(corpus, vectors, night, corpus.k, fit, seed, start, anew,
+                   LATE if way == "retrained" else None)
+    )  # fmt: skip
+    for tale in tales:
         now = dict(zip(tale.rows.tolist(), tale.ids, strict=True))
         if last:
             kept.append(mean(now[row] == one for row, one in last.items()))
@@ -391,7 +421,12 @@ def births(name: str, data: Path, withheld: tuple[int, ...], way: str, seed: int
     labels, k = corpus.labels, corpus.k - len(withheld)
     vectors, start, anew = _learners(name, data, np.flatnonzero(night == 0), k, way, seed)
     other, found = 0, list[dict[str, float]]()
-    for now, tale in enumerate(story(corpus, vectors, night, k, ours, seed, start, anew)):
+    tales = (
+        bertopics_story(corpus, vectors, night, k, seed)
+        if way == "bertopic"
+        else story(corpus, vectors, night, k, ours, seed, start, anew)
+    )
+    for now, tale in enumerate(tales):
         if now not in (0, LATE):
             other += len(tale.born)
         if now == LATE:
@@ -455,11 +490,11 @@ def jobs(data: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, A
             for way in ("tfidf", "lsa", "vectors", "start", "nightshift", "bertopic"):
                 yield f"unlabelled/{name}/{way}-{seed}", partial(unlabelled, name, data, way, seed)
         for name in WITHHELD:
-            for way in ("vectors", "from_scratch", "network", "retrained"):
+            for way in ("vectors", "from_scratch", "bertopic", "network", "retrained"):
                 yield f"identity/{name}/{way}-{seed}", partial(identity, name, data, way, seed)
         for name, trials in WITHHELD.items():
             for classes in trials:
-                for way in ("vectors", "network"):
+                for way in ("bertopic", "vectors", "network"):
                     said = f"{'+'.join(map(str, classes))} {way}"
                     yield (
                         f"births/{name}/{said}-{seed}",

@@ -574,18 +574,31 @@ PEERS: dict[str, Callable[[Rows, Rows, int], Fitted]] = {
 
 
 def bertopic(given: str, said: str, k: str, seed: str) -> int:
-    """BERTopic by its defaults (UMAP, HDBSCAN), merged down to k topics, on vectors as given."""
+    """BERTopic by its defaults (UMAP, HDBSCAN), merged down to k topics, on vectors as given.
+
+    Where nights are given, each later one is fitted alone and its model merged into what there is
+    (`merge_models`). Leaves int64 (nights, documents): topics from 0, -1 left out, -2 not there.
+    """
     import numpy as np
     from bertopic import BERTopic
     from umap import UMAP
 
     rows = np.load(given, allow_pickle=True)
-    shape = UMAP(n_neighbors=15, n_components=5, min_dist=0.0, metric="cosine",
-                 random_state=int(seed))  # fmt: skip
-    # One of its topics is what it leaves out.
-    model = BERTopic(embedding_model=None, umap_model=shape, nr_topics=int(k) + 1)
-    topics, _ = model.fit_transform(rows["texts"].tolist(), rows["vectors"])
-    np.save(said, np.unique(topics, return_inverse=True)[1])
+    texts, vectors, night = rows["texts"], rows["vectors"], rows["night"]
+    model, there, told = None, np.zeros(0, np.int64), list[np.ndarray]()
+    for now in range(int(night.max()) + 1):
+        new = np.flatnonzero(night == now)
+        shape = UMAP(n_neighbors=15, n_components=5, min_dist=0.0, metric="cosine",
+                     random_state=int(seed))  # fmt: skip
+        # One of its topics is what it leaves out.
+        merged = int(k) + 1 if model is None else None
+        fitted = BERTopic(embedding_model=None, umap_model=shape, nr_topics=merged)
+        fitted.fit(texts[new].tolist(), vectors[new])
+        model = fitted if model is None else BERTopic.merge_models([model, fitted])
+        there = np.append(there, new)
+        told.append(np.full(len(night), -2))
+        told[-1][there] = model.topics_
+    np.save(said, np.stack(told))
     return 0
 
 

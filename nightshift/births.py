@@ -3,7 +3,8 @@
 Clusters of a fitted corpus say little of a topic that arrived today: it lies in the cells of others
 until it is large. But round its documents there are only tonight's, while elsewhere tonight's and
 earlier ones are mixed as everywhere (the nearest-neighbour two-sample test, Henze 1988). That shows
-in vectors that have learned tonight's words; those of an older model do not know them.
+in vectors that have learned tonight's words; those of an older model do not know them. What comes
+little by little gathers among the documents that are in no cluster, until it is a group there.
 """
 
 from __future__ import annotations
@@ -49,29 +50,34 @@ class Newborn:
 
 
 def new_topics(
-    fresh: np.ndarray, known: np.ndarray, centroids: np.ndarray, seed: int
+    fresh: np.ndarray, loose: np.ndarray, known: np.ndarray, centroids: np.ndarray, seed: int
 ) -> list[np.ndarray]:
-    """Topics that tonight's documents have and earlier ones have not, the rows of each.
+    """Topics that no cluster has: tonight's, and those that came little by little.
 
-    Args: unit vectors of tonight's and of earlier documents, float32 (documents, width), learned
-    from both; centroids of the clusters among them, float32 (clusters, width).
-    Returns: rows of `fresh`, ascending int64. Of more than `MOST`, only those compared are told.
+    Args: unit vectors float32 (documents, width) of tonight's documents, of earlier ones that are
+    in no cluster, and of those that are in one, learned from all; centroids of the clusters among
+    them, float32 (clusters, width).
+    Returns: rows of `fresh` with `loose` behind, ascending int64. Of more than `MOST` fresh ones,
+    only those compared are told.
     """
     random = np.random.default_rng(seed)
-    least = fewest(len(fresh) + len(known))
-    if len(fresh) < least or len(known) < least or not len(centroids):
+    least = fewest(len(fresh) + len(loose) + len(known))
+    if len(known) < least or not len(centroids):
         return []
-    share = min(1.0, MOST / len(fresh))
     known = known[random.permutation(len(known))[: max(MOST, len(fresh))]]
     some = np.sort(random.permutation(len(fresh))[:MOST])
-    least = max(LEAST, round(share * least))
-    novel = some[novelty(fresh[some], known, random) >= NOVEL]
+    novel = some[:0]
+    if len(fresh) >= least:
+        novel = some[novelty(fresh[some], known, random) >= NOVEL]
+        least = max(LEAST, round(least * len(some) / len(fresh)))
+    candidates = np.append(novel, len(fresh) + np.arange(len(loose)))
+    everyone = np.concatenate([fresh, loose])
     own = unit(centroids)[nearest_centroids(known, centroids)[0]]
     usual = float(np.median((known * own).sum(1)))
-    found = [novel[rows] for rows in _topics(fresh[novel], usual, least, centroids)]
+    found = [candidates[rows] for rows in _topics(everyone[candidates], usual, least, centroids)]
     # A known topic that grows fast looks new as well, but has no place of its own.
-    groups = [fresh[rows] for rows in found]
-    alone = _cells_of(groups, fresh[some], known, Cells.of(centroids), TELLING)
+    groups, there = [everyone[rows] for rows in found], np.concatenate([fresh[some], loose])
+    alone = _cells_of(groups, there, known, Cells.of(centroids), TELLING)
     return [
         rows
         for rows, cell in zip(found, alone, strict=True)
@@ -92,6 +98,9 @@ def find_newborn(
     Args: rows of each topic; unit vectors float32 (documents, width); which of them are tonight's,
     bool (documents,); the clusters so far.
     """
+    fresh = fresh.copy()
+    for rows in topics:
+        fresh[rows] = True
     groups = [vectors[rows] for rows in topics]
     found = _cells_of(groups, vectors[fresh], vectors[~fresh], cells, PURITY)
     return [one for one in found if one is not None and one.documents >= LEAST]

@@ -79,7 +79,7 @@ def cluster(
 
     Args: float32 (documents, width), at least one row; `start`, last night's clusters in tonight's
     space: the fit begins there; which documents are tonight's, bool (documents,); the rows of each
-    topic that is new among them, which is born where k is `auto`; which documents the vectors'
+    topic that is new, which is born where k is `auto`; which documents the vectors'
     model has not learned from, bool (documents,): they tell what is far, where they suffice.
     """
     most = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))

@@ -150,7 +150,7 @@ def discover(
 def find_topics(
     documents: Documents, fresh: np.ndarray, groups: np.ndarray, vocabulary: int, seed: int
 ) -> list[np.ndarray]:
-    """Topics that tonight's documents have and earlier ones have not, the rows of each, int64.
+    """Topics that no cluster has, the rows of each, int64.
 
     In the corpus's own vectors, learned anew from these very documents: no older model knows
     tonight's words.
@@ -158,13 +158,14 @@ def find_topics(
     Args: which documents are tonight's, bool (documents,); last night's cluster of each other, -1
     for none, int64 (documents,).
     """
-    held = ~fresh & (groups >= 0)
-    if not held.any() or not fresh.any():
+    held, loose = ~fresh & (groups >= 0), ~fresh & (groups < 0)
+    if not held.any():
         return []
     vectors = learn(documents, vocabulary, seed=seed).embed(documents)
     centres = centres_of(vectors[held], groups[held], int(groups.max()) + 1)
-    found = new_topics(vectors[fresh], vectors[~fresh], centres, seed)
-    return [np.flatnonzero(fresh)[rows] for rows in found]
+    found = new_topics(vectors[fresh], vectors[loose], vectors[held], centres, seed)
+    outside = np.append(np.flatnonzero(fresh), np.flatnonzero(loose))
+    return [outside[rows] for rows in found]
 
 
 def _body(before: Network, model: ModelConfig) -> dict[str, torch.Tensor] | None:

@@ -63,17 +63,32 @@ def due_without_labels(night: Night, tokens: Tokens, lacking: str, topics: Topic
 
 
 def find_topics(night: Night, tokens: Tokens) -> Topics:
-    """Topics that tonight's documents have and earlier ones have not."""
+    """Topics that no cluster has: tonight's, and those that came little by little.
+
+    Of earlier documents in no cluster, those count that came since the newest training: what that
+    one could not make a topic is none.
+    """
     config, held = night.pipeline.clusters, _held(night)
-    if config.k != "auto" or not held:
+    places = _places(held)
+    if config.k != "auto" or not places or max(places.values()) + 1 >= config.k_max:
         return []
-    doc_ids = night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"].to_pylist()
+    rows = night.lake.read("documents", ["doc_id", "night"]).sort_by("doc_id").to_pylist()
+    number = {row["night"]: row["number"] for row in night.lake.nights()}
+    trained = night.before.get("basis", {}).get("night", 0)
+    sides: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for row in rows:
+        one = row["doc_id"]
+        if one not in held:
+            sides[0].append(one)
+        elif one in places:
+            sides[2].append(one)
+        elif number[row["night"]] > trained:
+            sides[1].append(one)
+    if not sides[0] or len(sides[0]) + len(sides[1]) < fewest(len(rows)):
+        return []
     random = np.random.default_rng(config.seed)
-    sides = [one for one in doc_ids if one not in held], [one for one in doc_ids if one in held]
-    if len(sides[0]) < fewest(len(doc_ids)):
-        return []
     drawn = [side[row] for side in sides for row in random.permutation(len(side))[:MOST]]
-    tokenizer, places = load_tokenizer(night, tokens.tokenizer), _places(held)
+    tokenizer = load_tokenizer(night, tokens.tokenizer)
     found = discovery.find_topics(
         tokens_of(night.lake, tokenizer.digest, drawn).cut(VECTOR_TOKENS),
         np.array([one not in held for one in drawn]),
@@ -81,9 +96,9 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
         tokenizer.size,
         config.seed,
     )
-    for rows in found:
-        log.info("train     a new topic, of %d documents tonight", len(rows))
-    return [sorted(drawn[row] for row in rows) for rows in found]
+    for topic in found:
+        log.info("train     a new topic, of %d documents so far", len(topic))
+    return [sorted(drawn[row] for row in topic) for topic in found]
 
 
 def _places(held: dict[str, str]) -> dict[str, int]:

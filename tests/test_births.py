@@ -26,8 +26,13 @@ KNOWN = of((0, 200), (1, 200), (2, 200))
 CELLS = Cells.of(np.eye(WIDTH, dtype=np.float32)[:3])
 
 
-def topics(fresh: np.ndarray, known: np.ndarray = KNOWN, seed: int = 1) -> list[np.ndarray]:
-    return new_topics(fresh, known, CELLS.centroids, seed)
+NONE = KNOWN[:0]
+
+
+def topics(
+    fresh: np.ndarray, known: np.ndarray = KNOWN, loose: np.ndarray = NONE, seed: int = 1
+) -> list[np.ndarray]:
+    return new_topics(fresh, loose, known, CELLS.centroids, seed)
 
 
 def newborn(fresh: np.ndarray) -> list[Newborn]:
@@ -58,6 +63,20 @@ def test_a_topic_that_only_tonight_has_is_found_with_its_documents() -> None:
     assert (places[600:] == 3).all()
 
 
+def test_a_topic_that_comes_little_by_little_is_found_once_its_documents_are_a_group() -> None:
+    # Three a night, which are too few to be new tonight; the earlier ones are in no cluster.
+    tonight = of((0, 20), (1, 20), (7, 3))
+    strange = np.concatenate([around(direction, 1, 3) for direction in (4, 5, 6, 9, 10)])
+    few = np.concatenate([strange, around(7, LEAST - 4, 4)])
+    assert topics(tonight, loose=few) == []
+    enough = np.concatenate([strange, around(7, 25, 4)])
+    [rows] = topics(tonight, loose=enough)
+    # Behind tonight's 43 and the five strange ones; half of a group is nearer than usual.
+    assert set(range(48, 73)) <= {*rows.tolist()} <= {40, 41, 42, *range(48, 73)}
+    # A group that stands where a cluster does is no topic, wherever its documents were.
+    assert topics(tonight, loose=around(0, 30, 5)) == []
+
+
 def test_two_new_topics_are_two_births() -> None:
     fresh = of((0, 20), (5, 40), (9, 25), seed=1)
     assert [rows.tolist() for rows in topics(fresh)] == [[*range(20, 60)], [*range(60, 85)]]
@@ -81,7 +100,7 @@ def test_two_halves_nearer_than_clusters_are_to_each_other_are_one_topic() -> No
     one = np.eye(WIDTH)[5]
     two = 0.9 * one + 0.19**0.5 * np.eye(WIDTH)[6]
     new = unit(np.repeat(np.stack([one, two]), 30, 0) + 0.03 * random.normal(size=(60, WIDTH)))
-    [rows] = new_topics(new.astype(np.float32), old.astype(np.float32), centroids, 1)
+    [rows] = new_topics(new.astype(np.float32), NONE, old.astype(np.float32), centroids, 1)
     assert len(rows) == 60
 
 
@@ -92,9 +111,8 @@ def test_a_handful_of_strange_documents_is_no_topic(count: int) -> None:
 
 
 def test_without_documents_of_either_side_nothing_is_born() -> None:
-    none = KNOWN[:0]
-    assert topics(none) == []
-    assert topics(KNOWN, none) == []
+    assert topics(NONE) == []
+    assert topics(KNOWN, NONE) == []
     assert find_newborn([], KNOWN, np.zeros(len(KNOWN), bool), CELLS) == []
 
 
