@@ -50,6 +50,8 @@ class Past:
     """Of `clusters`, in the order of the nights."""
     words: dict[str, Name]
     """The newest word about each cluster."""
+    loose: list[dict[str, Any]]
+    """The newest night's unassigned in groups, the tightest first."""
 
     @property
     def tonight(self) -> list[dict[str, Any]]:
@@ -85,11 +87,12 @@ def past_of(settings: Settings, pipeline: str) -> Past:
     lake = Lake(settings.lake, pipeline, settings.storage_options())
     journal = journal_of(settings, pipeline)
     done = [row for row in lake.nights() if row["state"] == "published"]
-    newest = done[-1] if done else {"versions": {}, "finished": None}
+    newest = done[-1] if done else {"versions": {}, "finished": None, "figures": {}}
     order = {row["night"]: place for place, row in enumerate(done)}
     past = Past(
-        pipeline, lake, newest["versions"], newest["finished"], list(order), [], journal.names()
-    )
+        pipeline, lake, newest["versions"], newest["finished"], list(order), [], journal.names(),
+        newest["figures"].get("loose", []),
+    )  # fmt: skip
     rows = [row for row in past.read("clusters", READ).to_pylist() if row["night"] in order]
     past.rows.extend(sorted(rows, key=lambda row: order[row["night"]]))
     return past
@@ -102,7 +105,7 @@ def table_of(past: Past) -> dict[str, Any]:
     """The clusters of the newest published night, as `clusters --json` prints them."""
     if not past.nights:
         return {"pipeline": past.pipeline, "night": None, "clusters": [], "ended": [],
-                "unassigned": 0}  # fmt: skip
+                "unassigned": 0, "among_them": []}  # fmt: skip
     rows = past.tonight
     return {
         "pipeline": past.pipeline,
@@ -114,6 +117,7 @@ def table_of(past: Past) -> dict[str, Any]:
             if row["event"] == "ended"
         ],
         "unassigned": unassigned(past.nights, _moved(past))[past.nights[-1]],
+        "among_them": past.loose,
     }
 
 
@@ -195,6 +199,10 @@ def as_lines(found: dict[str, Any]) -> Iterator[str]:
     yield _list_line("ended", [_end(one) for one in found["ended"]])
     share = f" ({found['unassigned'] / documents:.1%}), far from every cluster" if documents else ""
     yield f"{'unassigned':<12}{_count(found['unassigned'], 'document')}{share}"
+    if found["among_them"]:
+        groups = found["among_them"]
+        said = [f"{one['size']} {_joined(one['keywords'], MOST_NAME)}" for one in groups]
+        yield _list_line("", said, "among them: ")
 
 
 def _grid(rows: list[dict[str, Any]]) -> Iterator[str]:

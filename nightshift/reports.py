@@ -46,6 +46,8 @@ MEASURES = (
 """(field, name, how it is written, whether more is better)."""
 
 MOST_BARS = 20
+MOST_LOOSE = 5
+"""Groups of the unassigned that are shown."""
 MOST_FOLDED = 2_000
 """Characters of a long text that the page keeps behind a fold; past it, only their number."""
 
@@ -113,6 +115,8 @@ class NightReport:
     cluster_quality: dict[str, float] = field(default_factory=dict)
     """Of the clusters: silhouette, davies_bouldin, stability; with labels also cluster_accuracy and
     the like."""
+    loose: list[dict[str, Any]] = field(default_factory=list)
+    """The unassigned in groups of their own, the tightest first: size, keywords, exemplars."""
     examples: dict[str, str] = field(default_factory=dict)
     """Text by doc_id, for the clusters' exemplars."""
     points: list[Point] = field(default_factory=list)
@@ -158,6 +162,7 @@ def render(report: NightReport, config: ReportConfig | None = None) -> str:
         interval=_interval(report.promotion),
         labels=_bars(report.label_counts),
         cards=_cards(report, config),
+        loose=report.loose[:MOST_LOOSE],
         map=Markup(map_picture(points, report.clusters)) if points else "",
         points=len(points),
         timing=Markup(stage_bar(report.seconds)) if report.seconds else "",

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from pydantic import Field
 
 from nightshift.bundle import Clusters
-from nightshift.clustering import Clustering, carried_over, cluster
+from nightshift.clustering import Clustering, carried_over, cluster, distinct, fit_centroids
 from nightshift.corpus import current_assignments, current_labels, texts_of
 from nightshift.identity import Fate, fates
 from nightshift.journal import Name
 from nightshift.naming import Described, describe, exemplars
-from nightshift.nearest import UNASSIGNED, Cells, unit
+from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
 from nightshift.scoring import quality_with_labels
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
@@ -36,6 +37,8 @@ CANDIDATES = 4
 """Documents among which an exemplar is chosen: the nearest, but not one text five times."""
 
 
+PER_GROUP, MOST_GROUPS = 15, 12
+"""Documents to a group of the unassigned, on average, and groups of them at most."""
 QUALITY = (
     "silhouette", "davies_bouldin", "stability", "cluster_accuracy", "cluster_purity",
     "cluster_nmi", "cluster_ari", "cluster_homogeneity", "cluster_completeness",
@@ -51,6 +54,9 @@ class Clustered(Outcome):
     ended: list[str]
     words: int
     """How much of what people said these names follow."""
+    loose: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    """The unassigned in groups of their own, the tightest first: size, cohesion, keywords and
+    exemplars (ids) of each."""
 
 
 @stage("cluster", "clusters")
@@ -108,6 +114,7 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
         assignments=assignments,
         ended=[one.cluster_id for one in ended],
         words=files.words,
+        loose=_loose(night, doc_ids, vectors, found),
         figures=figures,
     )
 
@@ -117,6 +124,36 @@ def _rows_of(topics: Topics, doc_ids: list[str]) -> list[np.ndarray]:
     row = {doc_id: place for place, doc_id in enumerate(doc_ids)}
     found = (np.array([row[one] for one in topic if one in row], np.int64) for topic in topics)
     return [rows for rows in found if len(rows)]
+
+
+def _loose(
+    night: Night, doc_ids: list[str], vectors: np.ndarray, found: Clustering
+) -> list[dict[str, Any]]:
+    """The unassigned, clustered on their own: there a topic is seen before it is large enough."""
+    config = night.pipeline.clusters.model_copy(update={"namer": None})
+    rows = np.flatnonzero(found.places < 0)[:KEYWORD_SAMPLE]
+    k = min(MOST_GROUPS, len(rows) // PER_GROUP)
+    if k < 1:
+        return []
+    some, ids = vectors[rows], [doc_ids[row] for row in rows]
+    centroids = fit_centroids(some, min(k, distinct(some, k)), config.seed, 3)
+    places, _ = nearest_centroids(some, centroids)
+    by_id = texts_of(night.lake, ids)
+    texts = [by_id[one] for one in ids]
+    groups: list[dict[str, Any]] = []
+    for place, own in enumerate(describe(texts, places, len(centroids), config)):
+        inside = np.flatnonzero(places == place)
+        shown = exemplars(
+            some[inside], centroids[place], [texts[row] for row in inside], config.exemplars
+        )
+        groups.append({
+            "size": len(inside),
+            # Of unit vectors: the mean cosine to a mean is that mean's length.
+            "cohesion": float(np.linalg.norm(some[inside].mean(0))),
+            "keywords": own.keywords,
+            "exemplars": [ids[inside[row]] for row in shown],
+        })  # fmt: skip
+    return sorted(groups, key=lambda one: -one["cohesion"])
 
 
 def _figures(
@@ -266,6 +303,7 @@ def _as_before(night: Night, read: int, words: dict[str, Name]) -> Clustered:
         assignments=night.lake.replace("assignments", night.name, []),
         ended=[],
         words=read,
+        loose=night.before.get("loose", []),
         figures=figures | kept,
     )
 

@@ -80,6 +80,7 @@ def publish(
                 "clusters_config": clusters_config(night),
                 "words": clustered.words,
                 "cluster_quality": quality_of(clustered),
+                "loose": clustered.loose,
                 "quality": _short(scores),
                 "baseline": evaluated.baseline,
                 "trained": trained.challenger is not None,

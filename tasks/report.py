@@ -53,7 +53,7 @@ def report(
     """Write the page, keep it in MLflow, and link it from the flow run."""
     clusters = _clusters(night)
     previous, previous_name = _previous(night, evaluated, promoted)
-    shown = [one for row in clusters for one in row["exemplars"]]
+    shown = [one for row in [*clusters, *clustered.loose] for one in row["exemplars"]]
     found = NightReport(
         pipeline=night.pipeline_name,
         night=night.name,
@@ -82,6 +82,7 @@ def report(
         label_counts=_label_counts(night, embedded),
         clusters=clusters,
         cluster_quality=quality_of(clustered),
+        loose=clustered.loose,
         examples=texts_of(night.lake, shown),
         points=_points(night, embedded, {row["cluster_id"] for row in clusters}),
         notes=_notes(night, files, ingested, tokens, evaluated, clustered),

@@ -247,10 +247,14 @@ def test_a_night_that_was_given_up_does_not_count(lake: Lake, call: Call) -> Non
 def test_what_does_not_fit_a_line_is_counted() -> None:
     ended = [{"cluster_id": f"c-{n:04d}", "name": "x" * 20, "heirs": []} for n in range(1, 10)]
     found = {"pipeline": "p", "night": "n", "clusters": [], "ended": ended, "unassigned": 0}
-    line = list(as_lines(found))[1]
+    loose = [{"size": 40, "keywords": ["x" * 20, "y" * 20]}] * 9
+    line, _, groups = list(as_lines(found | {"among_them": loose}))[1:]
     # 12 cells of title, then 27 for one and 29 for each more; the third would end at 97, and leave
     # no room for the 8 that count the rest.
     assert line == f"{'ended':<12}c-0001 {'x' * 20}; c-0002 {'x' * 20}; 7 more"
+    # 24 cells of lead, then 23 for one and 25 for each more: the third would leave no room either.
+    group = f"40 {'x' * 20}"
+    assert groups == f"{'':<12}among them: {group}; {group}; 7 more"
 
 
 # --- names ----------------------------------------------------------------------------------

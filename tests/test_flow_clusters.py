@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from conftest import TOPICS, House, rows, texts
 
-from flows.clusters import forget_name, journal_of, past_of, say_name
+from flows.clusters import forget_name, journal_of, past_of, say_name, table_of
 from nightshift.journal import Journal
+from nightshift.nearest import UNASSIGNED
 from nightshift.pipeline import Settings, load_settings
 from tasks.train import is_of_no_class
 
@@ -85,6 +86,26 @@ def test_a_topic_that_arrives_is_born_on_its_night(house: House) -> None:
     of_newborn = topics_of(house)[born[0]["cluster_id"]]
     assert of_newborn["chess"] >= 0.7 * 40
     assert of_newborn["chess"] >= 0.8 * of_newborn.total()
+
+
+def test_the_unassigned_are_grouped_on_their_own_and_a_quiet_night_keeps_that(
+    house: House,
+) -> None:
+    unlabelled(house, k=2, unassigned=0.4, exemplars=2)
+    house.drop("one.jsonl", rows(60, topics=("cooking", "sailing")))
+    house.work("n1")
+    shown = table_of(past_of(settings(house), house.name))
+    groups = shown["among_them"]
+    # 48 of 120 documents, 15 to a group.
+    assert len(groups) == 3
+    assert sum(one["size"] for one in groups) == shown["unassigned"] == 48
+    assert groups == sorted(groups, key=lambda one: -one["cohesion"])
+    where = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    for one in groups:
+        assert one["keywords"]
+        assert {where[doc_id] for doc_id in one["exemplars"]} == {UNASSIGNED}
+    house.work("n2")
+    assert table_of(past_of(settings(house), house.name))["among_them"] == groups
 
 
 def test_clusters_named_as_classes_are_predicted_from_the_next_night_on(house: House) -> None:

@@ -107,7 +107,9 @@ def third_night(**changes: Any) -> NightReport:
         label_counts={"good": 60, "bad": 30},
         clusters=[cluster(1, "soup, fish"), cluster(2, "music", event="born", previous_size=None)],
         cluster_quality={"silhouette": 0.2, "davies_bouldin": 1.5, "stability": 0.75},
-        examples={"d-1": "The soup was cold.", "d-2": "The fish was good."},
+        loose=[{"size": 12, "keywords": ["<refund>", "fee"], "exemplars": ["d-3", "d-9"]}],
+        examples={"d-1": "The soup was cold.", "d-2": "The fish was good.",
+                  "d-3": "They want a <refund>."},
         points=[Point(0, 0, "c-0001", "bad", "The soup was cold."),
                 Point(1, 2, "c-0002", None, "The music was loud.")],
         links={"MLflow run": "http://localhost:5000/#/runs/1"},
@@ -521,3 +523,11 @@ def test_layout_keeps_two_groups_apart():
     places = lay_out(vectors)
     inside = np.linalg.norm(places[:30] - places[:30].mean(axis=0), axis=1).mean()
     assert np.linalg.norm(places[:30].mean(axis=0) - places[30:].mean(axis=0)) > 2 * inside
+
+
+def test_the_unassigned_are_shown_in_groups_with_those_of_their_texts_that_are_there() -> None:
+    page = render(third_night())
+    assert "12 documents are far from every cluster." in page
+    assert "<summary>12 · <bdi>&lt;refund&gt;</bdi>, <bdi>fee</bdi></summary>" in page
+    assert "They want a &lt;refund&gt;." in page
+    assert "far from every cluster" not in render(third_night(loose=[]))
