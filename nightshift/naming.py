@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, combinations, count
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, cast
 
 import numpy as np
@@ -63,6 +65,8 @@ class NamingConfig(Config):
     namer: str | None = None
     """A callable of your own, as "module:function", that is given a cluster's keywords and its
     exemplars' texts and answers a name; none: the best keywords are the name."""
+    namer_seconds: float = Field(default=30, gt=0)
+    """Seconds that it may take for one name."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ def describe(
     """
     namer = load_namer(config.namer) if config.namer else None
     found = keywords(texts, places, k, config.keywords)
-    answers = _answers(namer, config.namer or "", found, shown or {}) if namer else {}
+    answers = (
+        _answers(namer, config.namer or "", found, shown or {}, config.namer_seconds)
+        if namer
+        else {}
+    )
     first: dict[int, str] = {}
     for text, place in zip(texts, places, strict=True):
         first.setdefault(int(place), text)
@@ -195,7 +203,11 @@ def _imported(module: str, where: str) -> Any:
 
 
 def _answers(
-    namer: Namer, name: str, found: list[list[str]], shown: Mapping[int, Sequence[str]]
+    namer: Namer,
+    name: str,
+    found: list[list[str]],
+    shown: Mapping[int, Sequence[str]],
+    seconds: float,
 ) -> dict[int, str]:
     """What the namer says, by place; whatever goes wrong is told once and costs no night."""
     answers: dict[int, str] = {}
@@ -205,7 +217,7 @@ def _answers(
         if in_a_row == PATIENCE:
             break
         try:
-            answers[place] = _valid(namer(list(found[place]), list(shown[place])))
+            answers[place] = _valid(_asked(namer, list(found[place]), list(shown[place]), seconds))
             in_a_row = 0
         except Exception as error:
             failures.append(f"{type(error).__name__}: {error}")
@@ -216,6 +228,26 @@ def _answers(
             "The first failure: %s", name, len(answers), len(shown), failures[0],
         )  # fmt: skip
     return answers
+
+
+def _asked(namer: Namer, words: list[str], texts: list[str], seconds: float) -> object:
+    """Its answer, unless it takes too long; whoever hangs then must not keep the process alive."""
+    answer: Queue[tuple[object, Exception | None]] = Queue()
+
+    def ask() -> None:
+        try:
+            answer.put((namer(words, texts), None))
+        except Exception as error:
+            answer.put((None, error))
+
+    Thread(target=ask, daemon=True, name="namer").start()
+    try:
+        told, failure = answer.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s (clusters.namer_seconds)") from None
+    if failure is not None:
+        raise failure
+    return told
 
 
 def _valid(answer: object) -> str:

@@ -47,7 +47,7 @@ tables.NightWriter._commit = commit
 if place == "alias":
     publish.follow = lambda *_: die()
 from flows.night import work
-work(sys.argv[4], "n1", sys.argv[5])
+work(sys.argv[4], sys.argv[6], sys.argv[5])
 """
 
 
@@ -125,7 +125,7 @@ def test_a_killed_night_is_finished_by_running_it_again_and_equals_an_uninterrup
     house = House(tmp_path)
     house.declare()
     house.drop("one.jsonl", rows(30))
-    words = [place, table, str(count), house.name, str(house.config)]
+    words = [place, table, str(count), house.name, str(house.config), "n1"]
     killed = run(house, server, "-c", DRIVER, *words)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     state = house.status()[0]["state"]
@@ -150,3 +150,33 @@ def test_a_killed_night_is_finished_by_running_it_again_and_equals_an_uninterrup
     assert night_run.info.status == "FINISHED"
     assert not client.search_runs([night_run.info.experiment_id], "attributes.status = 'RUNNING'")
     assert still_running(server) == 0
+
+
+@pytest.mark.slow
+def test_a_night_killed_among_its_clusters_keeps_yesterdays_identities(
+    server: str, tmp_path: Path
+) -> None:
+    house = House(tmp_path)
+    house.declare(source={"label": None}, clusters={"k_min": 2, "k_max": 6})
+    house.drop("one.jsonl", rows(60))
+    nightly = (str(BIN / "nightshift"), "run", house.name, "--night")
+    assert run(house, server, *nightly, "n1").returncode == 0
+    before = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    ids = {row["cluster_id"] for row in house.table("clusters")}
+    house.drop("two.jsonl", rows(10, seed=1))
+    # Tonight's clusters are written, and who is in which is not.
+    words = ["after", "clusters", "1", house.name, str(house.config), "n2"]
+    assert run(house, server, "-c", DRIVER, *words).returncode == -signal.SIGKILL
+    assert {row["night"] for row in house.lake.read("clusters").to_pylist()} == {"n1", "n2"}
+    shown = json.loads(
+        run(house, server, str(BIN / "nightshift"), "clusters", house.name, "--json").stdout
+    )
+    assert shown["night"] == "n1"
+    assert {one["cluster_id"] for one in shown["clusters"]} == ids
+    done = run(house, server, *nightly, "n2")
+    assert done.returncode == 0, done.stderr
+    tonight = [row for row in house.table("clusters") if row["night"] == "n2"]
+    assert sorted(row["cluster_id"] for row in tonight) == sorted(ids)
+    assert {row["event"] for row in tonight} == {"continued"}
+    after = {row["doc_id"]: row["cluster_id"] for row in house.table("assignments")}
+    assert sum(after[one] == where for one, where in before.items()) >= 0.95 * len(before)

@@ -352,6 +352,18 @@ def test_a_namer_that_keeps_failing_is_not_asked_for_ever(namer: Callable[[str],
     assert len(import_module(module).calls) == PATIENCE
 
 
+def test_a_namer_that_hangs_costs_no_night(
+    namer: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = namer("import threading\nname = lambda one, two: threading.Event().wait()")
+    config = NamingConfig(namer=f"{module}:name", namer_seconds=0.05)
+    with caplog.at_level(logging.WARNING):
+        assert describe(FRUIT, HALVES, 2, config, SOME) == describe(
+            FRUIT, HALVES, 2, NamingConfig()
+        )
+    assert "no answer within 0.05 s (clusters.namer_seconds)" in caplog.text
+
+
 def test_a_namer_cannot_change_the_keywords(namer: Callable[[str], str]) -> None:
     module = namer("def name(one, two):\n    one.clear()\n    return str(len(two))")
     assert [one.keywords for one in asked(f"{module}:name")] == keywords(FRUIT, HALVES, 2, 8)
