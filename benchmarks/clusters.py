@@ -23,6 +23,10 @@ By the night's own code, with its default tokenizer, and the truth only read to 
   whenever a new topic is found.
 - some_labels: a classifier learns half of the classes; the documents of the other half are
   clustered in its vectors, and in the corpus's own.
+- loop: the program itself works a night of half of a corpus without labels, the three largest of
+  its clusters are named as classes, and the second night's answers to its new documents are
+  measured: macro-F1 of those classes, among their own documents and among all, and how many of the
+  documents of other classes are answered by abstaining.
 
 Resumable: results/clusters.json keeps what was measured.
 """
@@ -47,6 +51,7 @@ from typing import Any
 import numpy as np
 import torch
 from corpora import CORPORA, RESULTS, add_data_option, machine, table
+from loop import loop
 from peers import environment, read_corpus
 from quality_page import write_whole
 
@@ -483,6 +488,11 @@ def _classifier_vectors(corpus: Read, rows: np.ndarray, seed: int) -> np.ndarray
     return learned[0].model.answer(corpus.documents, corpus.texts).vectors
 
 
+def _looped(name: str, data: Path, seed: int) -> dict[str, Any]:
+    corpus = read(name, data)
+    return loop(corpus.texts, [str(one) for one in corpus.labels], corpus.k, seed)
+
+
 def jobs(data: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Every measurement by its name."""
     for seed in range(1, seeds + 1):
@@ -500,6 +510,7 @@ def jobs(data: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, A
                         f"births/{name}/{said}-{seed}",
                         partial(births, name, data, classes, way, seed),
                     )
+        yield f"loop/search_snippets/named-{seed}", partial(_looped, "search_snippets", data, seed)
         for way in ("vectors", "classifier"):
             yield (
                 f"some_labels/banking77/{way}-{seed}",
@@ -521,6 +532,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
                       "seconds")),
         ("births", ("born", "other_births", "purity", "holds", "seconds")),
         ("some_labels", (*agree, "seconds")),
+        ("loop", ("classes", "macro_f1", "macro_f1_among_all", "others_abstained")),
     ):  # fmt: skip
         lines += ["", f"## {kind.replace('_', ' ').capitalize()}", ""]
         lines += table(
