@@ -44,13 +44,14 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from corpora import CORPORA, RESULTS, add_data_option, machine, table
+from clusters_page import write_page
+from corpora import CORPORA, RESULTS, add_data_option, machine
 from loop import loop
 from peers import environment, read_corpus
 from quality_page import write_whole
@@ -518,39 +519,6 @@ def jobs(data: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, A
             )
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    cells = {key: [one for name, one in found.items() if name.rsplit("-", 1)[0] == key]
-             for key in dict.fromkeys(name.rsplit("-", 1)[0] for name in found)}  # fmt: skip
-    lines = ["# Clusters that live", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
-             *sorted({f"- {one['machine']}, {one['day']}" for one in found.values()})]  # fmt: skip
-    agree = ("accuracy", "nmi", "ari", "purity", "v_measure")
-    for kind, columns in (
-        ("unlabelled", (*agree, "wall_seconds")),
-        ("identity", ("kept_least", "kept_change", "kept_all", "inertia", "unassigned", "clusters",
-                      "changes",
-                      "seconds")),
-        ("births", ("born", "other_births", "purity", "holds", "seconds")),
-        ("some_labels", (*agree, "seconds")),
-        ("loop", ("classes", "macro_f1", "macro_f1_among_all", "others_abstained")),
-    ):  # fmt: skip
-        lines += ["", f"## {kind.replace('_', ' ').capitalize()}", ""]
-        lines += table(
-            ["corpus", "trial", *columns, "seeds"],
-            [[*key.split("/")[1:], *(_figure(rows, column) for column in columns), str(len(rows))]
-             for key, rows in cells.items() if key.startswith(kind)],
-        )  # fmt: skip
-    return "\n".join([*lines, ""])
-
-
-def _figure(rows: list[dict[str, Any]], column: str) -> str:
-    values = [float(row[column]) for row in rows if column in row]
-    if not values:
-        return "-"
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     if "--page" not in sys.argv:
@@ -570,7 +538,7 @@ def main() -> int:
         found[name] = {**told, "seconds": seconds, "day": day, "machine": machine()}
         print(name, told, flush=True)
         write_whole(FILE, json.dumps(found, indent=1, sort_keys=True) + "\n")
-    write_whole(FILE.with_suffix(".md"), page(found))
+    write_page(found, __doc__ or "", FILE)
     return 0
 
 
