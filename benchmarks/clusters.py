@@ -144,13 +144,13 @@ def network_vectors(
     """Vectors of all documents by a network that learned clusters of some, its centres, itself."""
     corpus = read(name, data)
     rows = np.frombuffer(first, np.int64)
-    taught = np.flatnonzero(corpus.taught[rows])
-    drawn = taught[np.random.default_rng(seed).permutation(len(taught))[:MOST]]
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:MOST]
     found = None
     for found in discover(
         corpus.documents.take(rows[drawn]), [corpus.texts[row] for row in rows[drawn]],
         corpus.tokenizer, ModelConfig(), TrainConfig(seed=seed), ClusterConfig(k=k, seed=seed),
         np.frombuffer(known, np.int64)[drawn] if known else None, before,
+        ~corpus.taught[rows[drawn]],
     ):  # fmt: skip
         print(f"    {found}", flush=True)
     assert found is not None

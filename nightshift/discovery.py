@@ -90,6 +90,7 @@ def discover(
     clusters: ClusterConfig,
     known: np.ndarray | None = None,
     before: Network | None = None,
+    unseen: np.ndarray | None = None,
     watch: Watch = unwatched,
 ) -> Iterator[Round]:
     """Learn groups; the last round's network gives the vectors to cluster. Its head is spent.
@@ -97,7 +98,7 @@ def discover(
     Args: token ids and cleaned texts of the same documents, in no order that means anything: of
     more than `MOST`, or `MOST_TOKENS` tokens, the first are learned from; a declared recipe; groups
     to begin with, int64 (documents,), -1 where a document is in none; a network that knows them, of
-    the same tokenizer.
+    the same tokenizer; documents that the network is not taught, bool (documents,).
     """
     device = pick_device(train.device)
     p50, p95 = (int(one) for one in np.percentile(documents.lengths, [50, 95]))
@@ -109,6 +110,7 @@ def discover(
     some = np.arange(min(MOST, max(1, int((rows.lengths.cumsum() <= MOST_TOKENS).sum()))))
     rows, texts = rows.take(some), texts[: len(some)]
     known = None if known is None else known[: len(some)]
+    seen = np.ones(len(some), bool) if unseen is None else ~unseen[: len(some)]
     if known is None or not (known >= 0).any():
         known, groups = None, first_groups(texts, clusters, train.seed)
     else:
@@ -131,7 +133,10 @@ def discover(
     # Groups that people know are taught once: every round more would move them further.
     rounds = ROUNDS if known is None else 1
     for index in range(1, rounds + 1):
-        taught = np.flatnonzero(groups >= 0)
+        members = np.flatnonzero(groups >= 0)
+        taught = members[seen[members]]
+        if len(np.unique(groups[taught])) < k:  # a group would teach nothing
+            taught = members
         network = refit(
             build, rows.take(taught).labelled(groups[taught]), train, [0.0] * PASSES, watch
         )
@@ -139,7 +144,7 @@ def discover(
             return
         raw = forward(network, rows, int(train.batch_tokens) * 4, device)[1]
         vectors = unit(raw).astype(np.float32)
-        cells = settle(vectors, Cells.of(centres_of(vectors[taught], groups[taught], k)))
+        cells = settle(vectors, Cells.of(centres_of(vectors[members], groups[members], k)))
         moved, groups = groups, nearest_centroids(vectors, cells.centroids)[0]
         share = float((moved != groups)[moved >= 0].mean())
         yield Round(index, rounds, k, share, network, cells.centroids, groups)

@@ -131,9 +131,7 @@ def learn_without_labels(
     doc_ids = night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"].to_pylist()
     basis = {"night": night.number, "documents": len(doc_ids), "tokenizer": tokens.tokenizer}
     if _kind(night, len(doc_ids)) == "encoder":
-        unseen = held_out(night)
-        taught = [one for one in doc_ids if one not in unseen]
-        doc_ids = _drawn(night, taught if len(taught) >= LEAST else doc_ids)
+        doc_ids = _drawn(night, doc_ids)
         rows = tokens_of(night.lake, tokenizer.digest, doc_ids)
         model = _learn_clusters(night, tokenizer, doc_ids, rows, topics)
     else:
@@ -158,6 +156,7 @@ def _learn_clusters(
              f" and last night's {k} clusters" if k else "")  # fmt: skip
     places |= {one: k + place for place, topic in enumerate(topics) for one in topic}
     known = np.array([places.get(one, -1) for one in doc_ids], np.int64)
+    unseen = held_out(night)
     recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
     newest: Round | None = None
     with night.tracking.attempt("train", {**recipe.model_dump(), "rows": len(rows)}) as run:
@@ -170,6 +169,7 @@ def _learn_clusters(
             pipeline.clusters,
             known,
             _before(night, tokenizer),
+            np.array([one in unseen for one in doc_ids]),
             lambda parts, total: track(parts, total, "in batches"),
         ):
             night.tracking.figures({"moved": newest.moved}, newest.index, run)

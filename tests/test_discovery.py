@@ -29,14 +29,17 @@ def tokens() -> tuple[Documents, Tokenizer]:
 
 
 def found(
-    tokens: tuple[Documents, Tokenizer], known: np.ndarray | None = None, seed: int = 1
+    tokens: tuple[Documents, Tokenizer],
+    known: np.ndarray | None = None,
+    seed: int = 1,
+    unseen: np.ndarray | None = None,
 ) -> tuple[list[Round], np.ndarray]:
     """The rounds, and the group of each document by the last of them."""
     documents, tokenizer = tokens
     rounds = list(
         discover(
             documents, TEXTS, tokenizer, SMALL, TrainConfig(seed=seed, learning_rate=0.02),
-            ClusterConfig(k=len(TOPICS)), known,
+            ClusterConfig(k=len(TOPICS)), known, None, unseen,
         )
     )  # fmt: skip
     last = rounds[-1]
@@ -70,6 +73,21 @@ def test_known_groups_are_what_is_learned_even_if_others_would_be_found(
     rounds, groups = found(tokens, known)
     assert rounds[-1].groups == 2
     assert quality_with_labels([str(one == LABELS[0]) for one in LABELS], groups)["accuracy"] > 0.95
+
+
+def test_what_is_held_out_is_placed_without_being_taught(
+    tokens: tuple[Documents, Tokenizer],
+) -> None:
+    # Known groups that the held-out documents contradict: they are placed by what others taught.
+    true = np.unique(LABELS, return_inverse=True)[1]
+    unseen = np.arange(len(LABELS)) % 5 == 0
+    known = np.where(unseen, (true + 1) % len(TOPICS), true)
+    rounds, groups = found(tokens, known, unseen=unseen)
+    assert (groups[unseen] == true[unseen]).mean() > 0.9
+    # A group that has nothing else is taught all the same.
+    alone = np.where(unseen & (true == 0), len(TOPICS), true)
+    assert found(tokens, alone, unseen=unseen)[0][-1].groups == len(TOPICS) + 1
+    assert len(rounds[-1].places) == len(LABELS)
 
 
 def test_the_surest_of_each_group_teach_and_a_large_group_no_more_than_its_share() -> None:
