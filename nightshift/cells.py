@@ -52,8 +52,8 @@ class Recurrent(nn.Module):
 
     def __init__(self, config: ModelConfig, width_in: int):
         super().__init__()
-        self.forwards = _cell(config, width_in)
-        self.backwards = _cell(config, width_in) if config.bidirectional else None
+        self.forwards = make_cell(config, width_in)
+        self.backwards = make_cell(config, width_in) if config.bidirectional else None
         self.weight_dropout = config.weight_dropout
         self.width = _width(config)
 
@@ -319,7 +319,7 @@ def _run(
     return states, *(one[0] for one in memory)
 
 
-def _cell(config: ModelConfig, inputs: int) -> nn.RNNBase | MinCell:
+def make_cell(config: ModelConfig, inputs: int) -> nn.RNNBase | MinCell:
     """A cell; orthogonal recurrent weights (Saxe et al. 2014), forget bias 1 (Gers et al. 2000)."""
     kind, hidden = config.encoder, config.hidden
     cell = (

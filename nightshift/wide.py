@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +47,9 @@ SPACE, LETTER, CHINESE, APOSTROPHE, SIGN = range(5)
 WORDS, CHARACTERS, HAN_RUNS = range(3)
 KIND_SHIFT = 62 - DOCUMENT_BITS
 BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+Part = TypeVar("Part")
 
 
 class Counts(NamedTuple):
@@ -94,8 +100,7 @@ class Vocabulary:
         each document starts. A document's norm is 1, or 0 where nothing is known.
         """
         places, values, starts = [], [], [np.zeros(1, np.int64)]
-        for chunk in chunks(texts):
-            found = self._encode_chunk(chunk)
+        for found in _each(self._encode_chunk, chunks(texts)):
             places.append(found[0])
             values.append(found[1])
             starts.append(starts[-1][-1] + np.cumsum(found[2]))
@@ -263,6 +268,24 @@ def chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
+def _each(work: Callable[[Sequence[str]], Part], parts: Iterator[Sequence[str]]) -> Iterator[Part]:
+    """What the work makes of each part, in order; NumPy lets as many threads as cores do it."""
+    threads = torch.get_num_threads()
+    first = next(parts, None)
+    second = None if threads == 1 else next(parts, None)
+    if first is None or second is None:
+        yield from map(work, parts if first is None else chain([first], parts))
+        return
+    waiting: deque[Future[Part]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for part in chain([first, second], parts):
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def count(texts: Sequence[str], config: WideConfig) -> Counts:
     """Count the n-grams of one chunk, at most `CHUNK_DOCUMENTS` texts."""
     symbols = _symbols(texts)
@@ -422,8 +445,7 @@ def _document_frequencies(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every feature, ascending, and in how many documents it stands."""
     seen = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    for chunk in chunks(texts):
-        features = count(chunk, config).features
+    for features in _each(lambda chunk: count(chunk, config).features, chunks(texts)):
         first = _group_starts(features)
         seen.append((features[first], np.diff(np.append(first, len(features)))))
         # Merge only once the new ones outnumber the old: each is then moved a few times in all.

@@ -18,6 +18,7 @@ from nightshift.cells import (
     Tdnn,
     Transformer,
     inside,
+    make_cell,
     make_layer,
     reversed_steps,
     scan_at_once,
@@ -614,3 +615,28 @@ def test_make_layer_builds_the_kind_it_is_asked_for(kind: str) -> None:
     layer = make_layer(ModelConfig(encoder=kind, hidden=8), 6)
     assert isinstance(layer, {"transformer": Transformer, "tdnn": Tdnn}.get(kind, Recurrent))
     assert layer.width == 16
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["lstm", "gru", "mingru", "minlstm"])
+def test_memories_are_spread_up_to_the_length_that_is_declared(kind: str) -> None:
+    # Chrono initialisation: a unit that forgets 1 / T a step remembers T steps; T - 1 is drawn
+    # evenly from 1 to 99, so that it keeps between 1 / 2 and 99 / 100, half of them above 50 / 51.
+    torch.manual_seed(3)
+    cell = make_cell(ModelConfig(encoder=kind, hidden=400, memory=100), 2)
+    for name, weight in cell.named_parameters():
+        if name.startswith("weight"):
+            weight.zero_()
+    ones, nothing = torch.ones(1, 400), torch.zeros(1, 1, 2)
+    if isinstance(cell, nn.LSTM):
+        kept = cell(nothing, (torch.zeros(1, 1, 400), ones[None]))[1][1].flatten()
+    elif isinstance(cell, nn.GRU):
+        kept = cell(nothing, ones[None])[1].flatten()
+    else:
+        kept = cell(nothing, ones, cell.weight, cell.bias).flatten()
+    assert 0.5 <= kept.min() < 0.75
+    assert 0.985 < kept.max() <= 0.99
+    assert kept.median() == pytest.approx(50 / 51, abs=0.004)

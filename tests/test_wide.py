@@ -231,6 +231,19 @@ def test_chunking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(pieces.scores(TEXTS), answers)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    whole = fitted()
+    monkeypatch.setattr(wide, "CHUNK_CHARACTERS", 20)
+    monkeypatch.setattr(wide.torch, "get_num_threads", lambda: threads)
+    pieces = fitted()
+    assert np.array_equal(whole.vocabulary.features, pieces.vocabulary.features)
+    for one, other in zip(
+        whole.vocabulary.encode(TEXTS), pieces.vocabulary.encode(TEXTS), strict=True
+    ):
+        assert np.array_equal(one, other)
+
+
 def test_a_document_is_answered_alike_alone_and_among_others() -> None:
     model = fitted()
     together = model.scores(TEXTS[::-1])[::-1]
