@@ -13,7 +13,6 @@ from corpora import table
 from quality_plan import GOALS, LINEAR, NIGHTSHIFT, SAME, SLOW, TABLES, Table, jobs_of, plan
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -251,7 +250,7 @@ def _spread(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
 
 
 def dots(results: Results, where: Table) -> Figure:
-    """Accuracy of the blend and of the network alone per option, beside those of the default."""
+    """Accuracy of the network alone per option, beside the default's."""
     from matplotlib.figure import Figure as New
 
     from nightshift.pictures import PALETTE
@@ -260,32 +259,17 @@ def dots(results: Results, where: Table) -> Figure:
     picture = New(figsize=(10, 0.22 * len(names) + 1))
     every = picture.subplots(1, len(where.corpora), sharey=True)
     for axes, corpus in zip(every, where.corpora, strict=True):
-        for key, colour in (("accuracy", PALETTE[0]), ("network_accuracy", PALETTE[1])):
-            _dots(axes, results, where, corpus, names, key, colour)
-        axes.set(title=corpus, xlabel="test accuracy")
+        for place, name in enumerate(names):
+            if not values(rows := results.rows(where, corpus, name), "network_accuracy"):
+                continue
+            found, spread = _spread(rows, "network_accuracy")
+            axes.errorbar(found, place, xerr=spread, fmt="o", color=PALETTE[0], markersize=4)
+            if name == "default":
+                axes.axvline(found, color=PALETTE[0], linewidth=0.8, linestyle=":")
+        axes.set(title=corpus, xlabel="test accuracy of the network alone")
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x", alpha=0.3)
-    every[0].legend(
-        handles=[*_keys(every[0])], loc="lower left", bbox_to_anchor=(0, 1.04), frameon=False
-    )
     return picture
-
-
-def _dots(axes: Axes, results: Results, where: Table, corpus: str, names: list[str], key: str,
-          colour: str) -> None:  # fmt: skip
-    said = "blend" if key == "accuracy" else "network alone"
-    for place, name in enumerate(names):
-        if found := values(rows := results.rows(where, corpus, name), key):
-            axes.errorbar(mean(found), place, xerr=_spread(rows, key)[1], fmt="o", color=colour,
-                          markersize=4, label=said)  # fmt: skip
-            if name == "default":
-                axes.axvline(mean(found), color=colour, linewidth=0.8, linestyle=":")
-
-
-def _keys(axes: Axes) -> Iterable[Any]:
-    """One entry of the legend per name."""
-    handles, said = axes.get_legend_handles_labels()
-    return {name: one for one, name in zip(handles, said, strict=True)}.values()
 
 
 def against_seconds(results: Results, where: Table) -> Figure:
