@@ -37,7 +37,7 @@ steadier, because one that is too small gives way to any later topic, and one th
 drifts as Lloyd's algorithm runs on."""
 MOST = 20_000
 """Documents of either side that are compared, at most: the cost is their product."""
-CHUNK = 2048
+CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,23 @@ class Newborn:
 
 
 def new_topics(
-    fresh: np.ndarray, loose: np.ndarray, known: np.ndarray, centroids: np.ndarray, seed: int
+    fresh: np.ndarray,
+    loose: np.ndarray,
+    known: np.ndarray,
+    centroids: np.ndarray,
+    seed: int,
+    least: int | None = None,
 ) -> list[np.ndarray]:
     """Topics that no cluster has: tonight's, and those that came little by little.
 
     Args: unit vectors float32 (documents, width) of tonight's documents, of earlier ones that are
     in no cluster, and of those that are in one, learned from all; centroids of the clusters among
-    them, float32 (clusters, width).
+    them, float32 (clusters, width); documents that make a topic, by default `fewest` of all these.
     Returns: rows of `fresh` with `loose` behind, ascending int64. Of more than `MOST` fresh ones,
     only those compared are told.
     """
     random = np.random.default_rng(seed)
-    least = fewest(len(fresh) + len(loose) + len(known))
+    least = max(LEAST, least or fewest(len(fresh) + len(loose) + len(known)))
     if len(known) < least or not len(centroids):
         return []
     known = known[random.permutation(len(known))[: max(MOST, len(fresh))]]
@@ -98,6 +103,8 @@ def find_newborn(
     Args: rows of each topic; unit vectors float32 (documents, width); which of them are tonight's,
     bool (documents,); the clusters so far.
     """
+    if not len(topics):
+        return []
     fresh = fresh.copy()
     for rows in topics:
         fresh[rows] = True
@@ -139,8 +146,11 @@ def novelty(fresh: np.ndarray, known: np.ndarray, random: np.random.Generator) -
     size = min(len(fresh), len(known))
     drawn = random.permutation(len(fresh))[:size]
     both = np.concatenate([fresh[drawn], known[random.permutation(len(known))[:size]]])
+    # Mixed: of equally near ones, the first are taken.
+    order = random.permutation(len(both))
+    both, tonight = both[order], order < size
     own = np.full(len(fresh), -1)
-    own[drawn] = np.arange(size)
+    own[drawn[order[tonight]]] = np.flatnonzero(tonight)
     near = min(NEIGHBOURS, len(both) - 1)
     out = np.empty(len(fresh), np.float32)
     for start in range(0, len(fresh), CHUNK):
@@ -149,7 +159,7 @@ def novelty(fresh: np.ndarray, known: np.ndarray, random: np.random.Generator) -
         itself = own[rows] >= 0
         likeness[np.flatnonzero(itself), own[rows][itself]] = -np.inf
         nearest = np.argpartition(-likeness, near - 1, axis=1)[:, :near]
-        out[rows] = (nearest < size).mean(1)
+        out[rows] = tonight[nearest].mean(1)
     return out
 
 
@@ -183,6 +193,8 @@ def _dense(novel: np.ndarray, usual: float, least: int) -> list[np.ndarray]:
             (left[start : start + CHUNK] @ left.T > usual**2).sum(1)
             for start in range(0, len(left), CHUNK)
         ])  # fmt: skip
+        if counts.max() < least:
+            break
         centre = left[left @ left[int(counts.argmax())] > usual**2].mean(0)
         centre /= max(float(np.linalg.norm(centre)), 1e-12)
         inside = left @ centre > usual

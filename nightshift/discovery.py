@@ -135,8 +135,9 @@ def discover(
     for index in range(1, rounds + 1):
         members = np.flatnonzero(groups >= 0)
         taught = members[seen[members]]
-        if len(np.unique(groups[taught])) < k:  # a group would teach nothing
-            taught = members
+        # All of a group that would else teach nothing.
+        lonely = np.setdiff1d(groups[members], groups[taught])
+        taught = members[seen[members] | np.isin(groups[members], lonely)]
         network = refit(
             build, rows.take(taught).labelled(groups[taught]), train, [0.0] * PASSES, watch
         )
@@ -153,7 +154,12 @@ def discover(
 
 
 def find_topics(
-    documents: Documents, fresh: np.ndarray, groups: np.ndarray, vocabulary: int, seed: int
+    documents: Documents,
+    fresh: np.ndarray,
+    groups: np.ndarray,
+    vocabulary: int,
+    seed: int,
+    least: int | None = None,
 ) -> list[np.ndarray]:
     """Topics that no cluster has, the rows of each, int64.
 
@@ -161,14 +167,14 @@ def find_topics(
     tonight's words.
 
     Args: which documents are tonight's, bool (documents,); last night's cluster of each other, -1
-    for none, int64 (documents,).
+    for none, int64 (documents,); documents that make a topic, by default as of a whole corpus.
     """
     held, loose = ~fresh & (groups >= 0), ~fresh & (groups < 0)
     if not held.any():
         return []
     vectors = learn(documents, vocabulary, seed=seed).embed(documents)
     centres = centres_of(vectors[held], groups[held], int(groups.max()) + 1)
-    found = new_topics(vectors[fresh], vectors[loose], vectors[held], centres, seed)
+    found = new_topics(vectors[fresh], vectors[loose], vectors[held], centres, seed, least)
     outside = np.append(np.flatnonzero(fresh), np.flatnonzero(loose))
     return [outside[rows] for rows in found]
 

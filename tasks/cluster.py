@@ -131,7 +131,9 @@ def _loose(
 ) -> list[dict[str, Any]]:
     """The unassigned, clustered on their own: there a topic is seen before it is large enough."""
     config = night.pipeline.clusters.model_copy(update={"namer": None})
-    rows = np.flatnonzero(found.places < 0)[:KEYWORD_SAMPLE]
+    rows = np.flatnonzero(found.places < 0)
+    random = np.random.default_rng(config.seed)
+    rows = np.sort(random.permutation(rows)[:KEYWORD_SAMPLE])
     k = min(MOST_GROUPS, len(rows) // PER_GROUP)
     if k < 1:
         return []
@@ -143,6 +145,8 @@ def _loose(
     groups: list[dict[str, Any]] = []
     for place, own in enumerate(describe(texts, places, len(centroids), config)):
         inside = np.flatnonzero(places == place)
+        if not len(inside):
+            continue  # of equal ones, another place took all
         shown = exemplars(
             some[inside], centroids[place], [texts[row] for row in inside], config.exemplars
         )
@@ -254,7 +258,8 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
     """Same model, same documents, same declaration: another fit would only make noise."""
     return (
         embedded.winner is not None
-        and embedded.winner == night.champion
+        and night.champion is not None
+        and embedded.winner.model_id == night.champion.model_id
         and not embedded.embeddings.rows
         and night.before.get("clusters_config") == clusters_config(night)
     )
@@ -318,7 +323,12 @@ def _vectors(lake: Lake, embedded: Embedded) -> tuple[list[str], np.ndarray]:
             doc_ids.extend(batch.column("doc_id").to_pylist())
             flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
             parts.append(flat.reshape(batch.num_rows, -1))
-    return doc_ids, np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+    vectors = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+    place = {one: row for row, one in enumerate(doc_ids)}
+    if len(place) < len(doc_ids):  # a model that was champion before had embedded some already
+        rows = sorted(place.values())
+        doc_ids, vectors = [doc_ids[row] for row in rows], vectors[rows]
+    return doc_ids, vectors
 
 
 def _rows(

@@ -14,7 +14,7 @@ from nightshift.batches import Documents
 from nightshift.births import fewest
 from nightshift.bundle import Model
 from nightshift.corpus import current_assignments, texts_of, tokens_of
-from nightshift.discovery import MOST, Round, centres_of
+from nightshift.discovery import MOST, MOST_TOKENS, Round, centres_of
 from nightshift.encoders import Network
 from nightshift.nearest import UNASSIGNED
 from nightshift.pretrained import PREFIX
@@ -28,8 +28,8 @@ from .tokens import Tokens, load_tokenizer
 
 log = logging.getLogger(__name__)
 
-VECTOR_TOKENS = 512
-"""Tokens per document that corpus vectors read."""
+VECTOR_TOKENS, SHORT = 512, 64
+"""Tokens per document that corpus vectors read; and at least, when new topics are looked for."""
 GREW = 2.0
 """Vectors are learned again when the corpus has grown this much since."""
 ENOUGH, LEAST = 1_000, 20
@@ -46,8 +46,8 @@ def due_without_labels(night: Night, tokens: Tokens, lacking: str, topics: Topic
     before, champion = night.before.get("basis", {}), night.champion
     if champion is None:
         return lacking
-    if champion.kind == "network":
-        # It has seen labels, which is more than can be learned without.
+    if champion.kind == "network" or night.pipeline.train.when == "never":
+        # What has seen labels has seen more than can be learned without.
         return None
     if before.get("tokenizer") != tokens.tokenizer:
         return "the tokenizer changed"
@@ -55,7 +55,8 @@ def due_without_labels(night: Night, tokens: Tokens, lacking: str, topics: Topic
     if documents >= GREW * learned:
         return f"the corpus has grown from {learned} to {documents} documents"
     wanted = _kind(night, documents)
-    if champion.kind != wanted:
+    # What was tried for the same documents and failed would fail again.
+    if before.get("tried", champion.kind) != wanted:
         return f"train.without_labels asks for {wanted}"
     if topics:
         return f"new tonight: {len(topics)} topics, of {sum(map(len, topics))} documents"
@@ -88,13 +89,19 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
         return []
     random = np.random.default_rng(config.seed)
     drawn = [side[row] for side in sides for row in random.permutation(len(side))[:MOST]]
+    fresh = np.array([one not in held for one in drawn])
+    # As a share of the corpus, where only some of tonight's documents are looked at.
+    least = round(fewest(len(rows)) * fresh.sum() / max(1, len(sides[0])))
     tokenizer = load_tokenizer(night, tokens.tokenizer)
     found = discovery.find_topics(
-        tokens_of(night.lake, tokenizer.digest, drawn).cut(VECTOR_TOKENS),
-        np.array([one not in held for one in drawn]),
+        tokens_of(night.lake, tokenizer.digest, drawn).cut(
+            min(VECTOR_TOKENS, max(SHORT, MOST_TOKENS // len(drawn)))
+        ),
+        fresh,
         np.array([places.get(one, -1) for one in drawn], np.int64),
         tokenizer.size,
         config.seed,
+        least,
     )
     for topic in found:
         log.info("train     a new topic, of %d documents so far", len(topic))
@@ -129,9 +136,15 @@ def learn_without_labels(
     """What gives vectors without a classifier, so that the night still clusters; and its basis."""
     tokenizer = load_tokenizer(night, tokens.tokenizer)
     doc_ids = night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"].to_pylist()
-    basis = {"night": night.number, "documents": len(doc_ids), "tokenizer": tokens.tokenizer}
-    if _kind(night, len(doc_ids)) == "encoder":
-        doc_ids = _drawn(night, doc_ids)
+    tried = _kind(night, len(doc_ids))
+    basis = {
+        "night": night.number,
+        "documents": len(doc_ids),
+        "tokenizer": tokens.tokenizer,
+        "tried": tried,
+    }
+    if tried == "encoder":
+        doc_ids = _drawn(night, doc_ids, topics)
         rows = tokens_of(night.lake, tokenizer.digest, doc_ids)
         model = _learn_clusters(night, tokenizer, doc_ids, rows, topics)
     else:
@@ -139,10 +152,18 @@ def learn_without_labels(
     return night.keep(model), basis
 
 
-def _drawn(night: Night, doc_ids: list[str]) -> list[str]:
-    """As many documents as a network learns clusters from, drawn by chance, in no order."""
-    drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(doc_ids))[:MOST]
-    return [doc_ids[row] for row in drawn]
+def _drawn(night: Night, doc_ids: list[str], topics: Topics) -> list[str]:
+    """As many documents as a network learns clusters from, drawn by chance, in no order.
+
+    Up to half of them are of new topics, which chance alone would leave out of a large corpus.
+    """
+    random = np.random.default_rng(night.pipeline.train.seed)
+    new = sorted(one for topic in topics for one in topic)
+    first = {new[row] for row in random.permutation(len(new))[: MOST // 2]}
+    others = [one for one in doc_ids if one not in first]
+    kept = [others[row] for row in random.permutation(len(others))[: MOST - len(first)]]
+    drawn = [*sorted(first), *kept]
+    return [drawn[row] for row in random.permutation(len(drawn))]
 
 
 def _learn_clusters(
@@ -219,7 +240,7 @@ def _learn_vectors(night: Night, tokenizer: Tokenizer, rows: Documents) -> Model
 
 
 def held_out(night: Night) -> set[str]:
-    """Documents that no model learns from."""
+    """Documents of the gate and test sides, which teach a network no clusters."""
     where = pc.field("split").isin(["gate", "test"])
     return {*night.lake.read("documents", ["doc_id"], where)["doc_id"].to_pylist()}
 

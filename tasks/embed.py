@@ -45,7 +45,7 @@ def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
         embeddings = stack.enter_context(lake.writer("embeddings", night.name))
         if model is not None and winner is not None:
             where = pc.field("tokenizer") == model.tokenizer.digest
-            if winner == night.champion:
+            if night.champion is not None and winner.model_id == night.champion.model_id:
                 where &= pc.field("night") == night.name
             for doc_ids, answers in _answers(night, model, where):
                 embeddings.write(_embeddings(doc_ids, answers, winner.model_id))

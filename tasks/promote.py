@@ -68,14 +68,14 @@ def _decide(
     if champion is None:
         what = "classifier" if challenger.kind == "network" else f"model ({_WHAT[challenger.kind]})"
         return {**row, "decision": "promoted", "reason": f"the first {what} becomes champion"}
+    if champion.model_id == challenger.model_id:
+        return {**row, "decision": "kept", "reason": "the challenger is the champion, bit by bit"}
     if champion.kind != challenger.kind:
         words = f"{_WHAT[challenger.kind]} replaces {_WHAT[champion.kind]}"
         return {**row, "decision": "promoted", "reason": words}
     if challenger.kind != "network":
         words = f"{_WHAT[challenger.kind]}, learned anew ({reason})"
         return {**row, "decision": "promoted", "reason": words}
-    if champion.model_id == challenger.model_id:
-        return {**row, "decision": "kept", "reason": "the challenger is the champion, bit by bit"}
     return {**row, **_compare(night, champion, challenger)}
 
 

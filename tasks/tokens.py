@@ -35,13 +35,15 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
     tokenizer, fresh = _tokenizer(night, config, encoder)
     if tokenizer is None:
         return Tokens(tokens=lake.replace("tokens", night.name, []), tokenizer="")
-    where = pc.field("night").isin(_nights_without(night, tokenizer.digest))
     counts = {"tokens": 0, "unknown": 0}
 
     def encoded() -> Iterator[pa.RecordBatch]:
-        batches = lake.scan("documents", ["doc_id", "text"], where, rows=4096)
-        for batch in track(batches, None, "encoding, in batches of 4096"):
-            yield _encode(batch, tokenizer, config.max_tokens, counts)
+        for one in (tokenizer, *_answering(night, tokenizer)):
+            where = pc.field("night").isin(_nights_without(night, one.digest))
+            batches = lake.scan("documents", ["doc_id", "text"], where, rows=4096)
+            counted = counts if one is tokenizer else dict.fromkeys(counts, 0)
+            for batch in track(batches, None, "encoding, in batches of 4096"):
+                yield _encode(batch, one, config.max_tokens, counted)
 
     ref = lake.replace("tokens", night.name, encoded())
     unknown = counts["unknown"] / max(counts["tokens"], 1)
@@ -113,6 +115,15 @@ def _tokenizer(
     }
     lake.replace("tokenizers", night.name, rows_of("tokenizers", [row]))
     return tokenizer, True
+
+
+def _answering(night: Night, tokenizer: Tokenizer) -> list[Tokenizer]:
+    """The champion's tokenizer where it is another: it may answer tonight's documents, too."""
+    known = night.lake.read("tokenizers", ["digest"])["digest"].unique().to_pylist()
+    if night.champion is None or {*known} <= {tokenizer.digest}:
+        return []
+    its = night.load(night.champion).tokenizer
+    return [its] if its.digest != tokenizer.digest else []
 
 
 def _nights_without(night: Night, tokenizer: str) -> list[str]:

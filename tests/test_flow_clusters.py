@@ -189,6 +189,46 @@ def test_examples_follow_what_was_said_last(house: House, again: str) -> None:
     assert len(now) == (0 if again == "forget" else len(given))
 
 
+def test_a_model_that_comes_back_has_every_document_once(house: House) -> None:
+    unlabelled(house, k=2)
+    house.drop("one.jsonl", rows(30, topics=("cooking", "sailing")))
+    for night, way in (("n1", "vectors"), ("n2", "clusters"), ("n3", "vectors")):
+        house.declare(train={"without_labels": way, "learning_rate": 0.02})
+        house.work(night)
+        assert sum(row["size"] for row in clusters(house)) <= 60
+    first, last = (
+        next(row for row in house.status() if row["night"] == one) for one in ("n1", "n3")
+    )
+    assert first["model_id"] == last["model_id"]
+
+
+def test_a_network_that_could_not_be_learned_is_not_tried_again_every_night(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlabelled(house, k=2)
+    house.declare(train={"without_labels": "clusters"})
+    monkeypatch.setattr("nightshift.discovery.refit", lambda *_: None)
+    house.drop("one.jsonl", rows(30, topics=("cooking", "sailing")))
+    house.work("n1")
+    house.drop("two.jsonl", rows(2, 1, ("cooking", "sailing")))
+    house.work("n2")
+    first, second = (row["figures"] for row in house.lake.nights())
+    assert (first["model"]["kind"], first["trained"]) == ("vectors", True)
+    assert not second["trained"]
+
+
+def test_a_changed_tokenizer_is_no_reason_to_fail_while_the_champion_reads_another(
+    house: House,
+) -> None:
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    house.declare(tokenizer={"vocabulary": 300}, train={"when": "never"})
+    house.drop("two.jsonl", rows(20, 1))
+    house.work("n2")
+    said = {row["doc_id"] for row in house.table("predictions")}
+    assert said == {row["doc_id"] for row in house.table("documents")}
+
+
 @pytest.mark.slow
 def test_without_labels_a_network_learns_clusters_and_on_its_night_a_new_topic(
     house: House,
