@@ -14,9 +14,9 @@ By the night's own code, with its default tokenizer, and the truth only read to 
   keep their cluster's id each night and after all ten, and inertia beside a fit from scratch; how
   many of a night's new documents are too far from every cluster (declared: 3% of all). The
   peers: KMeans from scratch every night, its clusters matched to last night's; and BERTopic on the
-  first night's vectors, each later night's model merged into what there is. `network`: in
-  the vectors of a network that learned on the first night; `retrained`: it learns anew, from last
-  night's clusters, on night five.
+  first night's vectors, each later night's model merged into what there is: no document moves.
+  `network`: in the vectors of a network that learned on the first night; `retrained`: it learns
+  anew, from last night's clusters, on night five.
 - births: some classes are withheld until night five, when all their documents up to then arrive.
   What is born on that night, and on the others; purity of the newborn cluster for the class, and
   the share of the class's documents in it. The vectors are those of the first night, learned anew

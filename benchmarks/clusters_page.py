@@ -116,8 +116,9 @@ def _bars(axes: Axes, seeds: Found, kind: str, column: str, said: str) -> None:
 
 
 def _colour(way: str) -> str:
-    # The network is what the program clusters by.
-    return PALETTE[(WAYS.index("nightshift" if way == "network" else way)) % len(PALETTE)]
+    # The network is what the program clusters by; the last two never meet those of their colour.
+    alike = {"network": "nightshift", "tfidf": "network", "lsa": "retrained"}
+    return PALETTE[WAYS.index(alike.get(way, way))]
 
 
 def _births(axes: Axes, seeds: Found) -> None:
