@@ -3,8 +3,9 @@
 Clusters of a fitted corpus say little of a topic that arrived today: it lies in the cells of others
 until it is large. But round its documents there are only tonight's, while elsewhere tonight's and
 earlier ones are mixed as everywhere (the nearest-neighbour two-sample test, Henze 1988). That shows
-in vectors that have learned tonight's words; those of an older model do not know them. What comes
-little by little gathers among the documents that are in no cluster, until it is a group there.
+in vectors that have learned tonight's words; those of an older model do not know them. Documents
+that no cluster took are looked at again, until they are a group; what trickles in and lies in the
+cells of others is not found.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def new_topics(
     seed: int,
     least: int | None = None,
 ) -> list[np.ndarray]:
-    """Topics that no cluster has: tonight's, and those that came little by little.
+    """Topics that no cluster has: among tonight's documents and those that no cluster took.
 
     Args: unit vectors float32 (documents, width) of tonight's documents, of earlier ones that are
     in no cluster, and of those that are in one, learned from all; centroids of the clusters among

@@ -64,10 +64,10 @@ def due_without_labels(night: Night, tokens: Tokens, lacking: str, topics: Topic
 
 
 def find_topics(night: Night, tokens: Tokens) -> Topics:
-    """Topics that no cluster has: tonight's, and those that came little by little.
+    """Topics that no cluster has: among tonight's documents and those that no cluster took.
 
-    Of earlier documents in no cluster, those count that came since the newest training: what that
-    one could not make a topic is none.
+    Of the latter, those count that came since the newest training, or the same ones would have the
+    network learn anew every night.
     """
     config, held = night.pipeline.clusters, _held(night)
     places = _places(held)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
 
 import mlflow
-import sqlalchemy.orm  # noqa: F401  here and whole: MLflow and Prefect import it from their threads
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException, RestException
@@ -31,6 +31,9 @@ from mlflow.exceptions import MlflowException, RestException
 from nightshift.errors import PassingError
 from nightshift.pipeline import Settings, masked
 from nightshift.tables import TableRef
+
+# Whole, before there are threads: MLflow's and Prefect's would else import halves of it at once.
+import_module("sqlalchemy.orm")
 
 log = logging.getLogger(__name__)
 
