@@ -30,6 +30,8 @@ Config = Annotated[
     Path, typer.Option("--config", envvar="NIGHTSHIFT_CONFIG", help="The pipelines file.")
 ]
 PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline of the file.")]
+Reason = Annotated[str, typer.Option(help="Why, for whoever asks later.")]
+By = Annotated[str | None, typer.Option(help="Who says so; else the login name.")]
 DEFAULT_CONFIG = Path("pipelines.yaml")
 INTERRUPTED = 130
 
@@ -121,6 +123,11 @@ def run(
 
     store = masked(finished.mlflow)
     shown = f" --config {config}" if config != DEFAULT_CONFIG else ""
+    if finished.waiting:
+        typer.echo(
+            f"\nwaiting  version {finished.waiting}, for a person: "
+            f"nightshift promote {pipeline} {finished.waiting} --reason ...{shown}"
+        )
     typer.echo(
         f"\nreport   {finished.report}\ntables   {finished.lake}\nmlflow   {store}\n\n"
         f"Next:    nightshift status {pipeline}{shown}\n"
@@ -156,6 +163,83 @@ def status(
 
     for line in as_lines(pipeline, rows, detailed=night is not None):
         typer.echo(line)
+
+
+@app.command()
+def champion(
+    pipeline: PipelineName,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="WHEN", help="A date, or a moment such as 2026-11-03T08:00."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Which version answers, or answered then: since when, trained on what, chosen by whom and why.
+
+    Example: nightshift champion headlines --at 2026-11-03
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.champions import as_lines, champion_at
+
+    found = champion_at(settings, pipeline, at)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for line in as_lines(found):
+        typer.echo(line)
+
+
+@app.command()
+def promote(
+    pipeline: PipelineName,
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="Of the registry.")],
+    reason: Reason,
+    by: By = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Make a registered version's model champion: documents are labelled and grouped by it, now.
+
+    For a challenger that waits (promotion.policy: manual), or was refused.
+
+    Example: nightshift promote headlines 7 --reason "the new labels are better"
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.champions import promote as make_champion
+
+    _show_turn(make_champion(pipeline, version, reason, by, str(config.resolve())))
+
+
+@app.command()
+def rollback(
+    pipeline: PipelineName,
+    reason: Reason,
+    to: Annotated[
+        int | None,
+        typer.Option("--to", metavar="VERSION", help="One that was champion; else the last model."),
+    ] = None,
+    by: By = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Let an earlier champion answer again, at once: weights, thresholds, clusters and names.
+
+    The tables follow with the next night, which labels what that model has not read.
+
+    Example: nightshift rollback headlines --reason "sports became politics"
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.champions import roll_back
+
+    _show_turn(roll_back(pipeline, to, reason, by, str(config.resolve())))
+
+
+def _show_turn(finished: Any) -> None:
+    if finished.digest_text:
+        typer.echo(f"{finished.digest_text}\n\nreport   {finished.report}")
+    typer.echo(f"Night {finished.name} is published; the champion is another.")
 
 
 @app.command()
@@ -205,7 +289,7 @@ def name(
         str | None,
         typer.Option("--class", metavar="CLASS", help="Its documents are examples of this class."),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Who says so; else the login name.")] = None,
+    by: By = None,
     forget: Annotated[bool, typer.Option("--forget", help="Take name and class back.")] = False,
     config: Config = DEFAULT_CONFIG,
 ) -> None:

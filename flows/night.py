@@ -32,7 +32,8 @@ from tasks.ingest import freeze, ingest
 from tasks.promote import promote
 from tasks.publish import follow, publish
 from tasks.report import report
-from tasks.stage import STAGES, Night, code_version
+from tasks.rollback import roll_back
+from tasks.stage import STAGES, Night, Turn, code_version
 from tasks.tokens import tokenize
 from tasks.tracking import Tracking, open_run, open_store
 from tasks.train import train
@@ -54,6 +55,8 @@ class Finished:
     digest_text: str
     lake: str
     mlflow: str
+    waiting: int | None = None
+    """The version of a challenger that waits for a person."""
 
 
 def work(
@@ -100,22 +103,43 @@ def night(
     night: str | None = None,
     config: str = "pipelines.yaml",
     retry_from: str | None = None,
+    turn: dict[str, Any] | None = None,
 ) -> Finished:
     """Work one night of a pipeline.
 
     Args: a pipeline of the config file; the night's name, by default today's local date; a stage
-    from which on everything is done again.
+    from which on everything is done again; a person's decision that this night carries out.
     """
     settings = load_settings(Path(config))
     declared = settings.pipeline(pipeline)
     name = _named(night)
     redo = _from(retry_from)
+    said = Turn.model_validate(turn) if turn else None
     with alone(settings, pipeline, declared):
         lake = Lake(settings.lake, pipeline, settings.storage_options())
+        if said is not None and said.kind == "rollback":
+            # Who goes back does not wait for a night that fails: that one follows.
+            _make_room(lake)
+            return _work(settings, pipeline, declared, lake, name, redo, said)
         for earlier in _unfinished(lake, name):
             log.info("night     finishing %s first, which was left unfinished", earlier)
             _work(settings, pipeline, declared, lake, earlier, frozenset())
-        return _work(settings, pipeline, declared, lake, name, redo)
+        return _work(settings, pipeline, declared, lake, name, redo, said)
+
+
+def turn_name(lake: Lake, turn: Turn) -> str:
+    """A name for the night that carries a person's decision out."""
+    taken = {row["night"] for row in lake.nights()}
+    name = f"{date.today().isoformat()}-{turn.kind}-{turn.version}"
+    more = (f"{name}-{count}" for count in range(2, len(taken) + 3))
+    return next(one for one in (name, *more) if one not in taken)
+
+
+def _make_room(lake: Lake) -> None:
+    """Let unfinished nights count as later ones, latest first, so that one fits before them."""
+    unfinished = [row for row in lake.nights() if row["state"] != "published"]
+    for row in reversed(unfinished):
+        lake.write_night({**row, "number": row["number"] + 1})
 
 
 def _run_name(given: dict[str, Any]) -> str:
@@ -150,6 +174,7 @@ def _work(
     lake: Lake,
     name: str,
     redo: frozenset[str],
+    turn: Turn | None = None,
 ) -> Finished:
     """One night from where it stands to its publication, or to a failure that is written down."""
     rows = {row["night"]: row for row in lake.nights()}
@@ -175,11 +200,11 @@ def _work(
         settings, pipeline, name, row["mlflow_run"] if row else None,
         {**tags, "prefect.flow_run_id": prefect_run},
     )  # fmt: skip
+    if row and row["figures"].get("turn"):
+        turn = Turn.model_validate(row["figures"]["turn"])
     begun: dict[str, Any] = {
         "night": name,
-        "number": row["number"]
-        if row
-        else max((one["number"] for one in rows.values()), default=0) + 1,
+        "number": row["number"] if row else _next_number([*rows.values()], turn),
         "state": "running",
         "started": row["started"] if row else datetime.now(UTC),
         "config_digest": config_digest(declared),
@@ -187,16 +212,34 @@ def _work(
         "mlflow_run": tracking.run_id,
         "prefect_run": prefect_run,
         "process": f"{socket.gethostname()}:{os.getpid()}",
+        "figures": {"turn": turn.model_dump()} if turn else {},
     }
     lake.write_night(begun)
-    one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo)
+    one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo, turn)
     try:
-        finished = _stages(one)
+        finished = _rolled_back(one) if turn and turn.kind == "rollback" else _stages(one)
     except BaseException as error:
         _fail(one, begun, error)
         raise
     tracking.finish("FINISHED")
     return finished
+
+
+def _next_number(rows: list[dict[str, Any]], turn: Turn | None) -> int:
+    """After all others; a rollback goes before the nights that are unfinished."""
+    before = [
+        row["number"]
+        for row in rows
+        if turn is None or turn.kind != "rollback" or row["state"] == "published"
+    ]
+    return max(before, default=0) + 1
+
+
+def _rolled_back(one: Night) -> Finished:
+    """A night in which only the model is another."""
+    roll_back(one)
+    _note_published(one.lake, next(row for row in one.lake.nights() if row["night"] == one.name))
+    return Finished(one.name, True, "", "", one.lake.root, one.settings.mlflow)
 
 
 def _stages(one: Night) -> Finished:
@@ -213,10 +256,12 @@ def _stages(one: Night) -> Finished:
     reported = report(
         one, files, ingested, tokens, trained, evaluated, promoted, embedded, clustered
     )
-    publish(one, ingested, trained, evaluated, promoted, embedded, clustered, reported)
+    published = publish(one, ingested, trained, evaluated, promoted, embedded, clustered, reported)
+    waiting = published.challenger_version if promoted.decision == "waiting" else None
     return Finished(
-        one.name, True, reported.path, reported.digest_text, one.lake.root, one.settings.mlflow
-    )
+        one.name, True, reported.path, reported.digest_text, one.lake.root, one.settings.mlflow,
+        waiting,
+    )  # fmt: skip
 
 
 def _bury(prefect_run: str | None) -> None:

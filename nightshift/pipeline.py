@@ -13,9 +13,9 @@ from .cleaning import CleaningConfig
 from .clustering import ClusterConfig
 from .config import Config, build, expand_variables, merge, nearest, read_yaml
 from .errors import ConfigError
+from .promotion import PromotionConfig
 from .recipe import AnswerConfig, ModelConfig, PretrainConfig, TrainConfig, TuneConfig, WideConfig
 from .reports import ReportConfig
-from .scoring import PromotionConfig
 from .sources import SourceConfig
 from .splits import SplitConfig
 from .tables import digest_of

@@ -1,27 +1,15 @@
-"""How good: scores on held-out rows, their comparison in pairs, and a linear model to beat."""
+"""How good: scores on held-out rows, and a linear model to beat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
-from .config import Config
 from .tokenizer import HAN
 
 Metric = Literal["accuracy", "macro_f1"]
-
-
-class PromotionConfig(Config):
-    """When a challenger replaces the champion."""
-
-    metric: Metric = "accuracy"
-    """What is compared on the gate rows."""
-    resamples: int = Field(default=1000, ge=100, le=100_000)
-    """Resamples of the paired bootstrap interval that is written beside the decision."""
 
 
 @dataclass(frozen=True)
@@ -106,44 +94,6 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     sums = np.bincount(place, confidence - correct, minlength=bins)
     return float(np.abs(sums).sum() / max(len(confidence), 1))
-
-
-def paired_interval(
-    truth: list[str],
-    champion: list[str],
-    challenger: list[str],
-    metric: Metric,
-    resamples: int,
-    seed: int = 1,
-) -> tuple[float, float, float, float]:
-    """Compare two models on the same rows by a paired bootstrap (Koehn 2004).
-
-    Returns: champion's score, challenger's score, and the 95% interval of their difference.
-    """
-    names = sorted({*truth, *champion, *challenger})
-    place = {name: index for index, name in enumerate(names)}
-    wanted, one, two = (
-        np.array([place[a] for a in rows]) for rows in (truth, champion, challenger)
-    )
-    of: Callable[[np.ndarray, np.ndarray], float] = _accuracy if metric == "accuracy" else _macro_f1
-    random = np.random.default_rng(seed)
-    gaps = np.empty(resamples)
-    for index in range(resamples):
-        rows = random.integers(0, len(wanted), len(wanted))
-        gaps[index] = of(wanted[rows], two[rows]) - of(wanted[rows], one[rows])
-    low, high = np.quantile(gaps, [0.025, 0.975])
-    return of(wanted, one), of(wanted, two), float(low), float(high)
-
-
-def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
-    return float((truth == answers).mean())
-
-
-def _macro_f1(truth: np.ndarray, answers: np.ndarray) -> float:
-    hits = np.bincount(truth[truth == answers], minlength=truth.max() + 1)
-    met = np.bincount(np.concatenate([truth, answers]))
-    hits = np.pad(hits, (0, len(met) - len(hits)))
-    return float((2 * hits[met > 0] / met[met > 0]).mean())
 
 
 def _per_class(names: list[str], table: np.ndarray) -> list[dict[str, Any]]:

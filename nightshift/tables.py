@@ -85,12 +85,16 @@ SCHEMAS: dict[str, pa.Schema] = {
     "assignments": pa.schema([
         ("doc_id", _TEXT), ("cluster_id", _TEXT), ("distance", pa.float32()), _NIGHT,
     ]),
-    # one row per decision
+    # one row per decision: promoted, kept, waiting for a person, rolled_back. What is compared is
+    # null where it was not; per_class and slices are JSON: scores of both, and rows
     "promotions": pa.schema([
-        ("champion", _TEXT), ("challenger", _TEXT), ("rows", pa.int64()), ("rows_digest", _TEXT),
-        ("metric", _TEXT), ("champion_score", pa.float64()), ("challenger_score", pa.float64()),
-        ("low", pa.float64()), ("high", pa.float64()), ("per_class", _TEXT), ("decision", _TEXT),
-        ("reason", _TEXT), ("by", _TEXT), ("at", _WHEN), _NIGHT,
+        ("champion", _TEXT), ("challenger", _TEXT), ("policy", _TEXT), ("rows", pa.int64()),
+        ("rows_digest", _TEXT), ("metric", _TEXT), ("champion_score", pa.float64()),
+        ("challenger_score", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
+        ("wins", pa.int64()), ("losses", pa.int64()), ("p_value", pa.float64()),
+        ("per_class", _TEXT), ("slices", _TEXT), ("champion_ms", pa.float64()),
+        ("challenger_ms", pa.float64()), ("decision", _TEXT), ("reason", _TEXT), ("by", _TEXT),
+        ("at", _WHEN), _NIGHT,
     ]),
     # one row per night and finished stage; outputs and figures are JSON
     "stages": pa.schema([
@@ -111,6 +115,8 @@ ROW_GROUP = 65_536
 
 VOLATILE = {
     "at",
+    "champion_ms",
+    "challenger_ms",
     "modified",
     "seconds",
     "started",

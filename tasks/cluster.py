@@ -262,6 +262,8 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
         and embedded.winner.model_id == night.champion.model_id
         and not embedded.embeddings.rows
         and night.before.get("clusters_config") == clusters_config(night)
+        # After a rollback they are where another model put them.
+        and all(row["model_id"] == embedded.winner.model_id for row in _last(night))
     )
 
 

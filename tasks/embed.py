@@ -44,10 +44,7 @@ def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
         predictions = stack.enter_context(lake.writer("predictions", night.name))
         embeddings = stack.enter_context(lake.writer("embeddings", night.name))
         if model is not None and winner is not None:
-            where = pc.field("tokenizer") == model.tokenizer.digest
-            if night.champion is not None and winner.model_id == night.champion.model_id:
-                where &= pc.field("night") == night.name
-            for doc_ids, answers in _answers(night, model, where):
+            for doc_ids, answers in _answers(night, model, _unseen(night, winner)):
                 embeddings.write(_embeddings(doc_ids, answers, winner.model_id))
                 if answers.probabilities is not None:
                     predictions.write(_predictions(doc_ids, answers, model, winner.model_id))
@@ -61,11 +58,23 @@ def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
     )
 
 
+def _unseen(night: Night, winner: ModelRef) -> pc.Expression:
+    """Which documents the model has not read: all, tonight's, or after a rollback some older."""
+    if night.champion is None or winner.model_id != night.champion.model_id:
+        return pc.scalar(True)
+    lake, others = night.lake, pc.field("night") != night.name
+    own = others & (pc.field("model_id") == winner.model_id)
+    there = lake.read("embeddings", ["doc_id"], own)["doc_id"].unique()
+    if len(there) == lake.read("documents", ["doc_id"], others).num_rows:
+        return pc.field("night") == night.name
+    return ~pc.field("doc_id").isin(there)
+
+
 def _answers(
-    night: Night, model: Model, where: pc.Expression
+    night: Night, model: Model, unseen: pc.Expression
 ) -> Iterator[tuple[pa.Array, Answers]]:
     device = night.pipeline.train.device
-    for doc_ids, ids, texts in _tokens_and_texts(night, model, where):
+    for doc_ids, ids, texts in _tokens_and_texts(night, model, unseen):
         answers = model.answer(
             Documents.from_arrow(ids), texts, device,
             lambda rows, total: track(rows, total, "classifying, in batches"),
@@ -74,17 +83,18 @@ def _answers(
 
 
 def _tokens_and_texts(
-    night: Night, model: Model, where: pc.Expression
+    night: Night, model: Model, unseen: pc.Expression
 ) -> Iterator[tuple[pa.Array, pa.Array, list[str]]]:
     """Ids, tokens and texts of documents, chunk by chunk; texts only where the model reads them."""
-    tokens = night.lake.scan("tokens", ["doc_id", "ids"], where, rows=CHUNK)
+    its = (pc.field("tokenizer") == model.tokenizer.digest) & unseen
+    tokens = night.lake.scan("tokens", ["doc_id", "ids"], its, rows=CHUNK)
     if model.wide is None:
         for batch in tokens:
             yield batch.column("doc_id"), batch.column("ids"), []
         return
     tonight = pc.field("night") == night.name
     texts = chain.from_iterable(
-        night.lake.scan("documents", ["doc_id", "text"], part, rows=CHUNK)
+        night.lake.scan("documents", ["doc_id", "text"], part & unseen, rows=CHUNK)
         for part in (tonight, ~tonight)
     )
     # Both tables were written in the same order, a night at a time: what waits stays little.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
-from nightshift.corpus import labelled_sides
-from nightshift.scoring import confusion, f1_by_class, paired_interval
+from nightshift.corpus import labelled_sides, slices_of, texts_of
+from nightshift.errors import NightError
+from nightshift.promotion import Judged, compare, judge
 from nightshift.tables import TableRef, rows_of
 
-from .evaluate import answers
+from .judging import judged
 from .stage import ModelRef, Night, Outcome, stage
 from .train import Trained
 
@@ -29,9 +29,15 @@ class Promoted(Outcome):
     """The model that answers from tonight on, and why."""
 
     winner: ModelRef | None
-    promoted: bool
+    decision: Literal["promoted", "kept", "waiting"]
     reason: str
+    by: str
     promotions: TableRef
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the challenger is the winner."""
+        return self.decision == "promoted"
 
 
 @stage("promote", "promotion")
@@ -40,13 +46,14 @@ def promote(night: Night, trained: Trained) -> Promoted:
     champion, challenger = night.champion, trained.challenger
     row = _decide(night, champion, challenger, trained.reason)
     rows = [row] if challenger is not None else []
-    promoted = bool(rows) and row["decision"] == "promoted"
     ref = night.lake.replace("promotions", night.name, rows_of("promotions", rows))
     log.info("promote   %s", row["reason"])
+    promoted = row["decision"] == "promoted"
     return Promoted(
         winner=challenger if promoted else champion,
-        promoted=promoted,
+        decision=row["decision"],
         reason=row["reason"],
+        by=row["by"],
         promotions=ref,
         figures={"promoted": float(promoted)},
     )
@@ -55,72 +62,61 @@ def promote(night: Night, trained: Trained) -> Promoted:
 def _decide(
     night: Night, champion: ModelRef | None, challenger: ModelRef | None, reason: str
 ) -> dict[str, Any]:
+    policy, turn = night.pipeline.promotion.policy, night.turn
     row: dict[str, Any] = {
         "champion": champion.model_id if champion else None,
         "challenger": challenger.model_id if challenger else None,
-        "metric": night.pipeline.promotion.metric,
+        "policy": policy,
         "by": "policy",
         "at": datetime.now(UTC),
     }
     if challenger is None:
         kept = "the champion stays" if champion else "there is no champion"
         return {**row, "decision": "kept", "reason": f"{kept}: {reason}"}
+    same_kind = champion is not None and champion.kind == challenger.kind == "network"
+    if turn is not None:
+        measured = _compare(night, champion, challenger) if champion and same_kind else {}
+        words = f"{turn.by} promoted version {turn.version}: {turn.reason}"
+        return {**row, **measured, "decision": "promoted", "reason": words, "by": turn.by}
     if champion is None:
         what = "classifier" if challenger.kind == "network" else f"model ({_WHAT[challenger.kind]})"
         return {**row, "decision": "promoted", "reason": f"the first {what} becomes champion"}
     if champion.model_id == challenger.model_id:
         return {**row, "decision": "kept", "reason": "the challenger is the champion, bit by bit"}
+    if same_kind:
+        return {**row, **_compare(night, champion, challenger)}
+    words = f"{_WHAT[challenger.kind]}, learned anew ({reason})"
     if champion.kind != challenger.kind:
         words = f"{_WHAT[challenger.kind]} replaces {_WHAT[champion.kind]}"
-        return {**row, "decision": "promoted", "reason": words}
-    if challenger.kind != "network":
-        words = f"{_WHAT[challenger.kind]}, learned anew ({reason})"
-        return {**row, "decision": "promoted", "reason": words}
-    return {**row, **_compare(night, champion, challenger)}
+    if policy == "manual":
+        words = f"a person decides (promotion.policy is manual): {words}"
+        return {**row, "decision": "waiting", "reason": words}
+    return {**row, "decision": "promoted", "reason": words}
 
 
 def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str, Any]:
-    """Both on the gate rows of tonight: scores, the interval of their difference, per class."""
+    """Both on the gate rows of tonight, each in a process of its own, and the verdict."""
     gate, config = labelled_sides(night.lake)["gate"], night.pipeline.promotion
     if not len(gate):
-        return {
-            "rows": 0,
-            "decision": "kept",
-            "reason": "the champion stays: no labelled document is on the gate side",
-        }
-    said: list[list[str]] = []
+        decision = {"always": "promoted", "manual": "waiting"}.get(config.policy, "kept")
+        words = f"promotion.policy is {config.policy}, and no labelled document is on the gate side"
+        return {"rows": 0, "decision": decision, "reason": words}
+    by_id = texts_of(night.lake, gate.doc_ids)
+    texts = [by_id[one] for one in gate.doc_ids]
+    device, said = night.pipeline.train.device, list[Judged]()
     for ref in (champion, challenger):
-        model = night.load(ref)
-        said.append([model.labels[one] for one in answers(night, model, gate).choice])
-    old, new, low, high = paired_interval(
-        gate.labels, said[0], said[1], config.metric, config.resamples
-    )
-    better = new > old
-    verdict = "promoted" if better else "kept"
-    names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+        try:
+            said.append(judged(night.tracking.fetch(ref.uri), texts, device))
+        except NightError as error:
+            if ref is champion:
+                raise
+            return {"decision": "kept", "reason": f"the challenger cannot answer: {error}"}
+    slices = slices_of(night.lake, gate.doc_ids, [*config.floors])
+    found = compare(gate.labels, said[0], said[1], config, slices)
+    verdict = judge(found, config)
     return {
-        "rows": len(gate),
+        **found.as_row(),
         "rows_digest": gate.digest,
-        "champion_score": old,
-        "challenger_score": new,
-        "low": low,
-        "high": high,
-        "per_class": json.dumps(_per_class(gate.labels, *said), ensure_ascii=False),
-        "decision": verdict,
-        "reason": (
-            f"the challenger {'is' if better else 'is not'} better on {len(gate)} gate rows: "
-            f"{names[config.metric]} {new:.4f} against {old:.4f} "
-            f"(difference {new - old:+.4f}, 95% interval {low:+.4f} to {high:+.4f})"
-        ),
+        "decision": verdict.decision,
+        "reason": verdict.reason,
     }
-
-
-def _per_class(truth: list[str], old: list[str], new: list[str]) -> dict[str, list[float]]:
-    """F1 of champion and challenger by class."""
-    found: dict[str, list[float]] = {}
-    for said in (old, new):
-        names, table = confusion(truth, said)
-        scores = dict(zip(names, f1_by_class(table).tolist(), strict=True))
-        for name in set(truth):
-            found.setdefault(name, []).append(round(scores[name], 4))
-    return dict(sorted(found.items()))

@@ -19,7 +19,15 @@ from .ingest import Ingested
 from .promote import Promoted
 from .report import Reported
 from .stage import ModelRef, Night, Outcome, code_version, stage
-from .tracking import BUNDLE, CHALLENGER, CHAMPION, MODEL_TAG, Registry, scratch
+from .tracking import (
+    BUNDLE,
+    CHALLENGER,
+    CHAMPION,
+    MODEL_REF_TAG,
+    MODEL_TAG,
+    Registry,
+    scratch,
+)
 from .train import Trained
 
 log = logging.getLogger(__name__)
@@ -53,6 +61,9 @@ def publish(
         challenger = _register(night, trained.challenger, with_clusters=False)
     elif trained.challenger is None:
         challenger = night.before.get("challenger_version") or champion
+    if trained.challenger is not None and challenger is not None:
+        said = {"decision": promoted.decision, "reason": promoted.reason, "by": promoted.by}
+        Registry(night.settings.mlflow).tag(night.pipeline_name, challenger, said)
     scores = evaluated.challenger if promoted.promoted else evaluated.champion
     row = next(one for one in night.lake.nights() if one["night"] == night.name)
     tables = [name for name in SCHEMAS if name not in ("nights", "stages")]
@@ -90,6 +101,7 @@ def publish(
                 "model": winner.model_dump() if winner else None,
                 "challenger_version": challenger,
                 "report": reported.path,
+                "turn": night.turn.model_dump() if night.turn else None,
             },
         }
     )
@@ -97,6 +109,9 @@ def publish(
     follow(night.settings.mlflow, night.pipeline_name, champion, challenger)
     log.info("publish   night %s is published%s", night.name,
              f": version {champion} is champion" if champion else "")  # fmt: skip
+    if promoted.decision == "waiting":
+        log.info("publish   version %s waits for a person: nightshift promote %s %s --reason ...",
+                 challenger, night.pipeline_name, challenger)  # fmt: skip
     return Published(registry_version=champion, challenger_version=challenger)
 
 
@@ -125,6 +140,7 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
         digest = bundle.save(folder, model_folder)
         tags = {
             MODEL_TAG: ref.model_id,
+            MODEL_REF_TAG: ref.model_dump_json(),
             "nightshift.night": night.name,
             "nightshift.code": code_version(),
             "nightshift.clusters": "yes" if with_clusters else "no",

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_type_hints
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -62,6 +62,19 @@ class ModelRef(BaseModel):
     """network; without a classifier, encoder (a network that learned clusters) or vectors."""
 
 
+class Turn(BaseModel):
+    """A person's decision that a night of its own carries out: this model answers from now on."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    kind: Literal["promote", "rollback"]
+    version: int
+    """Of the registry, as the person said."""
+    model: ModelRef
+    by: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Night:
     """One night of one pipeline, as every stage gets it."""
@@ -76,6 +89,8 @@ class Night:
     """The row of the newest published night, or None on the first."""
     redo: frozenset[str] = field(default_factory=frozenset)
     """Stages to do again although they are done."""
+    turn: Turn | None = None
+    """Where a person turned to another model: no file is read, and nothing trained."""
 
     @functools.cached_property
     def lake(self) -> Lake:
@@ -174,7 +189,8 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
 def _digest(night: Night, name: str, config: str, given: tuple[Any, ...]) -> str:
     declared = night.pipeline.model_dump(mode="json", include=set(config.split()))
     before = night.previous["night"] if night.previous else None
-    return digest_of([name, before, declared, code_digest(), [stable(one) for one in given]])
+    said = night.turn.model_dump(mode="json") if night.turn else None
+    return digest_of([name, before, declared, code_digest(), said, [stable(one) for one in given]])
 
 
 def stable(value: Any) -> Any:

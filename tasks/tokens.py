@@ -118,12 +118,13 @@ def _tokenizer(
 
 
 def _answering(night: Night, tokenizer: Tokenizer) -> list[Tokenizer]:
-    """The champion's tokenizer where it is another: it may answer tonight's documents, too."""
+    """Other tokenizers, of models that may answer tonight: the champion, or whom a person chose."""
     known = night.lake.read("tokenizers", ["digest"])["digest"].unique().to_pylist()
-    if night.champion is None or {*known} <= {tokenizer.digest}:
+    if {*known} <= {tokenizer.digest}:
         return []
-    its = night.load(night.champion).tokenizer
-    return [its] if its.digest != tokenizer.digest else []
+    models = [night.champion, night.turn.model if night.turn else None]
+    found = {one.digest: one for one in (night.load(ref).tokenizer for ref in models if ref)}
+    return [one for digest, one in found.items() if digest != tokenizer.digest]
 
 
 def _nights_without(night: Night, tokenizer: str) -> list[str]:

@@ -41,6 +41,7 @@ BUNDLE = "bundle"
 """The folder's name inside a logged model; MLflow keeps the name it is given."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MODEL_TAG = "nightshift.bundle", "nightshift.model_id"
+MODEL_REF_TAG = "nightshift.model"
 STUDY_TAG = "nightshift.study"
 
 
@@ -159,7 +160,8 @@ class Registry:
 
     @property
     def _client(self) -> MlflowClient:
-        return MlflowClient(self.uri)
+        # Said twice: the second is else what some other call last made MLflow's default.
+        return MlflowClient(self.uri, self.uri)
 
     def register(
         self,
@@ -197,6 +199,24 @@ class Registry:
                 f"name = '{pipeline}' and tags.`{BUNDLE_TAG}` = '{digest}'"
             )
         return max((int(one.version) for one in found), default=None)
+
+    def tag(self, pipeline: str, version: int, said: dict[str, str]) -> None:
+        """Write down on a version what was decided about it, and why."""
+        with _passing(f"tagging version {version}"):
+            for key, value in said.items():
+                self._client.set_model_version_tag(
+                    pipeline, str(version), f"nightshift.{key}", value[:5000]
+                )
+
+    def tags(self, pipeline: str, version: int) -> dict[str, str] | None:
+        """What is written down on a version; None where there is no such version."""
+        with _passing(f"asking for version {version}"), _quiet():
+            try:
+                return dict(self._client.get_model_version(pipeline, str(version)).tags)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
 
     def alias(self, pipeline: str, alias: str, version: int) -> None:
         """Point an alias at a version; nothing is sent when it points there already."""
@@ -287,10 +307,14 @@ def open_store(uri: str) -> None:
         MlflowClient(uri).search_experiments(max_results=1)
 
 
+def be_brief() -> None:
+    """Ask a server twice at most: MLflow's own patience is minutes, and somebody waits."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
 def reach(uri: str) -> str:
     """What is found at a tracking URI, in words; raises PassingError when nothing answers."""
-    # MLflow's own patience is minutes; a check is for somebody who waits.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    be_brief()
     with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
         client = MlflowClient(uri)
         experiments = len(client.search_experiments())
@@ -301,7 +325,7 @@ def reach(uri: str) -> str:
 def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:
     """Version and folder of the bundle behind the alias `champion`; None without one."""
     with _passing(f"asking MLflow at {masked(uri)} for the champion"), _quiet():
-        client = MlflowClient(uri)
+        client = MlflowClient(uri, uri)
         try:
             version = client.get_model_version_by_alias(pipeline, CHAMPION)
         except MlflowException:

@@ -61,6 +61,9 @@ def train(night: Night, tokens: Tokens) -> Trained:
     """Train a classifier if one is due and possible; else keep, or learn, what gives vectors."""
     before: dict[str, Any] = night.before.get("basis", {})
     champion = night.champion
+    if night.turn is not None:
+        words = f"version {night.turn.version} was asked for by {night.turn.by}"
+        return Trained(challenger=night.turn.model, reason=words, basis=before)
     if not tokens.tokenizer:
         return Trained(challenger=None, reason="there are no documents yet", basis=before)
     topics = find_topics(night, tokens)

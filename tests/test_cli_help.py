@@ -16,7 +16,7 @@ from flows import cli
 
 COMMANDS = [
     "sample", "init", "check", "run", "status", "clusters", "name", "predict", "export", "schema",
-    "tune",
+    "tune", "champion", "promote", "rollback",
 ]  # fmt: skip
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 

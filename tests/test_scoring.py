@@ -9,12 +9,10 @@ import pytest
 from sklearn import metrics
 
 from nightshift.scoring import (
-    PromotionConfig,
     calibration_error,
     confusion,
     f1_by_class,
     linear_baseline,
-    paired_interval,
     quality_with_labels,
     score,
 )
@@ -117,54 +115,6 @@ def test_calibration_error_is_the_mean_gap_of_its_bins() -> None:
 def test_full_confidence_is_in_the_last_bin() -> None:
     assert calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == 0.5
     assert calibration_error(np.array([]), np.array([], bool)) == 0
-
-
-# --- in pairs -------------------------------------------------------------------------------
-
-ROWS = ["a", "b"] * 50
-
-
-def test_equal_answers_have_no_difference_in_any_resample() -> None:
-    assert paired_interval(ROWS, ROWS, ROWS, "accuracy", 100) == (1, 1, 0, 0)
-    wrong = ["b", "b"] * 50
-    assert paired_interval(ROWS, wrong, wrong, "macro_f1", 100)[2:] == (0, 0)
-
-
-def test_a_better_challenger_has_an_interval_above_nothing() -> None:
-    champion = ["b" if row < 20 else label for row, label in enumerate(ROWS)]
-    one, two, low, high = paired_interval(ROWS, champion, ROWS, "accuracy", 1000)
-    # 10 of 100 rows were wrong; a binomial share of 0.1 of 100 rows has a deviation of 0.03.
-    assert (one, two) == (0.9, 1)
-    assert 0.03 <= low < 0.07
-    assert 0.13 < high <= 0.17
-    _, _, other_low, other_high = paired_interval(ROWS, ROWS, champion, "accuracy", 1000)
-    assert (other_low, other_high) == (pytest.approx(-high), pytest.approx(-low))
-
-
-def test_the_interval_repeats_with_its_seed() -> None:
-    champion = ["b" if row < 20 else label for row, label in enumerate(ROWS)]
-    one, two = (paired_interval(ROWS, champion, ROWS, "macro_f1", 100, seed=7) for _ in range(2))
-    assert one == two
-    assert one != paired_interval(ROWS, champion, ROWS, "macro_f1", 100, seed=8)
-
-
-def test_macro_f1_of_a_pair_is_that_of_the_scores() -> None:
-    random = np.random.default_rng(0)
-    truth, one, two = (
-        [str(value) for value in random.integers(0, 4 + more, 60)] for more in (0, 1, 2)
-    )
-    first, second, _, _ = paired_interval(truth, one, two, "macro_f1", 100)
-    assert first == pytest.approx(metrics.f1_score(truth, one, average="macro"))
-    assert second == pytest.approx(metrics.f1_score(truth, two, average="macro"))
-
-
-def test_a_class_that_only_an_answer_knows_can_be_compared() -> None:
-    found = paired_interval(["a"] * 9, ["z"] * 9, ["a"] * 9, "macro_f1", 100)
-    assert found == (0, 1, 1, 1)
-
-
-def test_a_promotion_is_decided_on_accuracy_unless_declared_otherwise() -> None:
-    assert PromotionConfig().metric == "accuracy"
 
 
 # --- the linear baseline --------------------------------------------------------------------

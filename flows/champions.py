@@ -1,0 +1,230 @@
+"""Who is champion, who was, and how a person changes it: `champion`, `promote`, `rollback`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from nightshift.bundle import Bundle
+from nightshift.errors import ConfigError, NightError
+from nightshift.pipeline import Settings, load_settings
+from nightshift.tables import Lake
+from tasks.stage import ModelRef, Turn
+from tasks.tracking import MODEL_REF_TAG, Registry, be_brief, bundle_of
+
+MADE = ("promoted", "rolled_back")
+"""Decisions after which another model answers."""
+
+
+def promote(
+    pipeline: str, version: int, reason: str, by: str | None, config: str = "pipelines.yaml"
+) -> Any:
+    """Make a registered version's model champion, by a night of its own in its space.
+
+    Returns: a `Finished` night.
+    Raises: ConfigError for a version that does not exist, or whose model is champion already.
+    """
+    settings = load_settings(Path(config))
+    lake = _lake(settings, pipeline)
+    model = _model_of(settings, pipeline, version)
+    now = _published(lake, pipeline)[-1]
+    if now["model_id"] == model.model_id:
+        raise ConfigError(
+            f"promote: the model of version {version} is champion already, as version "
+            f"{now['registry_version']}. Nothing was changed."
+        )
+    return _turn("promote", settings, pipeline, version, model, reason, by, config)
+
+
+def roll_back(
+    pipeline: str, version: int | None, reason: str, by: str | None,
+    config: str = "pipelines.yaml",
+) -> Any:  # fmt: skip
+    """Let a version that was champion before answer again; by default the last other model.
+
+    Returns: a `Finished` night.
+    Raises: ConfigError where there is nothing to go back to, or the version was never champion.
+    """
+    settings = load_settings(Path(config))
+    rows = _published(_lake(settings, pipeline), pipeline)
+    now = rows[-1]
+    others = [row for row in rows if row["model_id"] not in (None, now["model_id"])]
+    if version is None:
+        if not others:
+            raise ConfigError(
+                f"rollback: {pipeline} never had another model than that of version "
+                f"{now['registry_version']}. Nothing was changed."
+            )
+        version = int(others[-1]["registry_version"])
+    if version == now["registry_version"]:
+        raise ConfigError(f"rollback: version {version} is champion. Nothing was changed.")
+    known = sorted({int(row["registry_version"]) for row in rows if row["registry_version"]})
+    if version not in known:
+        raise ConfigError(
+            f"rollback: version {version} of {pipeline} was never champion; found "
+            f"{', '.join(map(str, known))}. For another one: nightshift promote."
+        )
+    model = _model_of(settings, pipeline, version)
+    return _turn("rollback", settings, pipeline, version, model, reason, by, config)
+
+
+def _turn(
+    kind: Any,
+    settings: Settings,
+    pipeline: str,
+    version: int,
+    model: ModelRef,
+    reason: str,
+    by: str | None,
+    config: str,
+) -> Any:
+    from flows.night import night, turn_name
+
+    # A version that cannot answer must not become champion: the old one stays.
+    Bundle.load(bundle_of(settings.mlflow, pipeline, version))
+    turn = Turn(kind=kind, version=version, model=model, by=by or getpass.getuser(), reason=reason)
+    name = turn_name(_lake(settings, pipeline), turn)
+    return night(pipeline, name, config, turn=turn.model_dump(mode="json"))
+
+
+def _model_of(settings: Settings, pipeline: str, version: int) -> ModelRef:
+    be_brief()
+    tags = Registry(settings.mlflow).tags(pipeline, version)
+    if tags is None or MODEL_REF_TAG not in tags:
+        raise ConfigError(
+            f"found no version {version} of {pipeline} that a night registered. See them: "
+            f"nightshift champion {pipeline}, or the registry."
+        )
+    return ModelRef.model_validate_json(tags[MODEL_REF_TAG])
+
+
+def _lake(settings: Settings, pipeline: str) -> Lake:
+    return Lake(settings.lake, pipeline, settings.storage_options())
+
+
+def _published(lake: Lake, pipeline: str) -> list[dict[str, Any]]:
+    rows = [row for row in lake.nights() if row["state"] == "published"]
+    if not rows:
+        raise NightError(
+            f"{pipeline} has no published night yet. Run one: nightshift run {pipeline}"
+        )
+    return rows
+
+
+# --- the ledger -----------------------------------------------------------------------------
+
+
+def champion_at(settings: Settings, pipeline: str, at: str | None = None) -> dict[str, Any]:
+    """Who was champion at a moment, trained on what, with which figures, chosen by whom and why.
+
+    Args: a date (its end, local time) or an ISO moment; now without one.
+    Raises: ConfigError for anything else, NightError where there was no champion yet.
+    """
+    lake, moment = _lake(settings, pipeline), _moment(at)
+    rows = _published(lake, pipeline)
+    before = [row for row in rows if row["finished"] <= moment]
+    if not before or before[-1]["model_id"] is None:
+        first = next((row["finished"] for row in rows if row["model_id"]), None)
+        words = f"its first came at {_local(first)}" if first else "no night had a model"
+        raise NightError(f"champion: {pipeline} had no champion at {_local(moment)}; {words}.")
+    now = before[-1]
+    reign = _reign(rows, rows.index(now))
+    decisions = lake.read("promotions", version=rows[-1]["versions"]["promotions"]).to_pylist()
+    nights = {row["night"]: row for row in rows}
+    own = [row for row in decisions if row["challenger"] == now["model_id"]]
+    made = [row for row in own if row["decision"] in MADE and row["night"] == reign[0]["night"]]
+    trained = min(own, key=lambda row: row["at"], default=None)
+    after = rows[rows.index(reign[-1]) + 1 :]
+    return {
+        "pipeline": pipeline,
+        "at": moment.isoformat(timespec="seconds"),
+        "version": now["registry_version"],
+        "model_id": now["model_id"],
+        "night": now["night"],
+        "since": reign[0]["finished"].isoformat(timespec="seconds"),
+        "until": after[0]["finished"].isoformat(timespec="seconds") if after else None,
+        "replaced_by": after[0]["registry_version"] if after else None,
+        "figures": now["figures"].get("quality"),
+        "trained": _trained(nights.get(trained["night"]) if trained else None),
+        "decision": _told(made[-1]) if made else None,
+    }
+
+
+def _moment(at: str | None) -> datetime:
+    if at is None:
+        return datetime.now(UTC)
+    try:
+        if len(at) == 10:
+            return datetime.combine(
+                date.fromisoformat(at) + timedelta(days=1), datetime.min.time()
+            ).astimezone()
+        return datetime.fromisoformat(at).astimezone()
+    except ValueError:
+        raise ConfigError(
+            f"--at: found {at!r}, expected a date such as 2026-11-03, or 2026-11-03T08:00."
+        ) from None
+
+
+def _reign(rows: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:
+    """The nights on end in which one model answered, around a night of them."""
+    model, first, last = rows[place]["model_id"], place, place
+    while first > 0 and rows[first - 1]["model_id"] == model:
+        first -= 1
+    while last + 1 < len(rows) and rows[last + 1]["model_id"] == model:
+        last += 1
+    return rows[first : last + 1]
+
+
+def _trained(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    basis = row["figures"].get("basis") or {}
+    return {
+        "night": row["night"],
+        "labels": basis.get("labels"),
+        "classes": len(basis.get("classes") or []),
+        "documents_version": row["versions"].get("documents"),
+        "labels_version": row["versions"].get("labels"),
+        "tokenizer": basis.get("tokenizer"),
+        "code_version": row["code_version"],
+        "config_digest": row["config_digest"],
+        "mlflow_run": row["mlflow_run"],
+        "prefect_run": row["prefect_run"],
+    }
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("night", "decision", "by", "reason", "policy", "rows", "rows_digest", "metric",
+            "champion_score", "challenger_score", "low", "high", "p_value")  # fmt: skip
+    return {key: row[key] for key in keys} | {"at": row["at"].isoformat(timespec="seconds")}
+
+
+def as_lines(found: dict[str, Any]) -> Iterator[str]:
+    """The same for a terminal."""
+    since = _local(datetime.fromisoformat(found["since"]))
+    yield f"{found['pipeline']}: version {found['version']} (model {found['model_id'][:12]})"
+    until = f"until {_local(datetime.fromisoformat(found['until']))}" if found["until"] else "on"
+    after = f", then version {found['replaced_by']}" if found["replaced_by"] else ""
+    yield f"  champion  from {since} {until}{after}; last published by night {found['night']}"
+    if found["decision"]:
+        yield f"  because   {found['decision']['reason']}"
+    if found["trained"]:
+        its = found["trained"]
+        labels = f"{its['labels']:,} labels of {its['classes']} classes, " if its["labels"] else ""
+        yield (
+            f"  trained   in night {its['night']} on {labels}table documents at version "
+            f"{its['documents_version']}, code {its['code_version']}"
+        )
+    if found["figures"]:
+        its = found["figures"]
+        yield (
+            f"  test      accuracy {its['accuracy']:.4f}, macro-F1 {its['macro_f1']:.4f} on "
+            f"{int(its['rows']):,} rows"
+        )
+
+
+def _local(when: datetime) -> str:
+    return when.astimezone().strftime("%Y-%m-%d %H:%M:%S")

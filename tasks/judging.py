@@ -1,0 +1,44 @@
+"""judging: a model answers the gate rows in a process of its own.
+
+Neither model sees what the other left in memory, and one that dies takes no night with it.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from nightshift.bundle import Model
+from nightshift.errors import NightError
+from nightshift.promotion import Judged
+
+WARM_UP = 32
+"""Texts answered before the clock starts."""
+
+
+def judged(folder: Path, texts: list[str], device: str) -> Judged:
+    """What the model in a folder says of cleaned texts, and how long it takes.
+
+    Raises: NightError when its process dies, of memory perhaps.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        try:
+            return alone.submit(_answer, folder, texts, device).result()
+        except BrokenProcessPool:
+            raise NightError(
+                f"its process died while it answered {len(texts)} gate rows; memory may not have "
+                "sufficed"
+            ) from None
+
+
+def _answer(folder: Path, texts: list[str], device: str) -> Judged:
+    model = Model.load(folder)
+    model.answer(model.documents(texts[:WARM_UP]), texts[:WARM_UP], device)
+    started = time.perf_counter()
+    said = model.answer(model.documents(texts), texts, device)
+    seconds = time.perf_counter() - started
+    answers = [model.labels[one] for one in said.choice]
+    return Judged(answers, model.labels, 1000 * seconds / max(1, len(texts)))

@@ -1,0 +1,220 @@
+"""A person turns to another model: promotes, goes back, and asks who was champion when."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import SCRATCH, House, rows
+from mlflow import MlflowClient
+
+from flows.champions import as_lines, champion_at, promote, roll_back
+from nightshift.errors import ConfigError, NightError, PassingError
+from nightshift.pipeline import load_settings
+from tasks.tracking import champion_bundle
+
+
+def aliases(house: House) -> dict[str, int]:
+    client = MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db")
+    found = client.get_registered_model(house.name).aliases
+    return {name: int(version) for name, version in found.items()}
+
+
+def tags(house: House, version: int) -> dict[str, str]:
+    client = MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db")
+    return client.get_model_version(house.name, str(version)).tags
+
+
+def asked(house: House, at: Any = None) -> dict[str, Any]:
+    when = None if at is None else at.isoformat()
+    return champion_at(load_settings(house.config), house.name, when)
+
+
+def another(house: House, policy: str, seed: int, when: str = "auto") -> None:
+    """Declare a recipe that gives another model, and what is to be done with it."""
+    training = {"epochs": 6, "learning_rate": 0.02, "batch_tokens": 512, "seed": seed}
+    house.declare(train={**training, "when": when}, promotion={"policy": policy})
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Two nights with a model each; then back to the first, a night, and one that waits."""
+    house = House(tmp_path_factory.mktemp("champions"))
+    house.declare()
+    (house.folder / "inbox").mkdir()
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "always", seed=5)
+    house.drop("two.jsonl", rows(8, seed=2))
+    house.work("n2")
+    roll_back(house.name, None, "sports became politics", "ann", str(house.config))
+    house.drop("three.jsonl", rows(8, seed=3))
+    another(house, "always", seed=5, when="never")
+    house.work("n3")
+    another(house, "manual", seed=9)
+    house.waiting = house.work("n4")  # pyright: ignore[reportAttributeAccessIssue]
+    return house
+
+
+def night(house: House, name: str) -> dict[str, Any]:
+    return next(row for row in house.lake.nights() if name in row["night"])
+
+
+def test_a_rollback_is_one_flip_to_the_version_that_was(story: House) -> None:
+    first, second, back = (night(story, name) for name in ("n1", "n2", "rollback"))
+    assert first["model_id"] != second["model_id"]
+    assert back["state"] == "published"
+    assert (back["model_id"], back["registry_version"]) == (
+        first["model_id"], first["registry_version"],
+    )  # fmt: skip
+    assert back["figures"]["quality"] == first["figures"]["quality"]
+    # The tables are those of the night before; only clusters and the decision have rows.
+    same = {name: one for name, one in back["versions"].items() if name in ("documents", "tokens")}
+    assert same == {name: second["versions"][name] for name in same}
+    said = tags(story, second["registry_version"])["nightshift.rolled_back"]
+    assert said.endswith(": sports became politics")
+
+
+def test_the_night_after_a_rollback_labels_what_the_model_has_not_read(story: House) -> None:
+    first, third = night(story, "n1"), night(story, "n3")
+    assert third["model_id"] == first["model_id"]
+    assert third["registry_version"] != first["registry_version"]
+    own = [row for row in story.table("predictions") if row["model_id"] == first["model_id"]]
+    assert len({row["doc_id"] for row in own}) == len(own) == 3 * 76
+    # Those of the second night, which another model labelled then, and its own.
+    assert sum(row["night"] == "n3" for row in own) == 3 * 16
+
+
+def test_clusters_keep_their_ids_through_a_rollback(story: House) -> None:
+    living: dict[str, set[str]] = {}
+    for row in story.table("clusters"):
+        if row["event"] != "ended":
+            living.setdefault(row["night"], set()).add(row["cluster_id"])
+    back = night(story, "rollback")["night"]
+    assert living["n2"] == living[back]
+    assert living["n3"] & living["n2"]
+
+
+def test_the_ledger_answers_for_three_dates(story: House) -> None:
+    first, second, back = (night(story, name) for name in ("n1", "n2", "rollback"))
+    soon = timedelta(milliseconds=1)
+    found = [asked(story, row["finished"] + soon) for row in (first, second, back)]
+    assert [one["version"] for one in found] == [
+        row["registry_version"] for row in (first, second, back)
+    ]
+    assert [one["decision"]["decision"] for one in found] == ["promoted", "promoted", "rolled_back"]
+    assert [one["decision"]["by"] for one in found] == ["policy", "policy", "ann"]
+    assert "the first classifier becomes champion" in found[0]["decision"]["reason"]
+    assert "promotion.policy is always" in found[1]["decision"]["reason"]
+    assert [one["trained"]["night"] for one in found] == ["n1", "n2", "n1"]
+    assert found[0]["trained"]["labels"] == 180
+    assert found[0]["until"] == found[1]["since"]
+    assert found[1]["replaced_by"] == back["registry_version"]
+    lines = "\n".join(as_lines(found[2]))
+    assert "ann rolled back from version" in lines
+    assert "180 labels of 3 classes" in lines
+
+
+def test_before_the_first_night_there_was_no_champion(story: House) -> None:
+    with pytest.raises(NightError, match="its first came at"):
+        asked(story, datetime(2001, 1, 1, tzinfo=UTC))
+    with pytest.raises(ConfigError, match="expected a date such as"):
+        champion_at(load_settings(story.config), story.name, "last tuesday")
+
+
+def test_a_challenger_waits_for_a_person_who_makes_it_champion(story: House) -> None:
+    fourth, waiting = night(story, "n4"), story.waiting.waiting  # pyright: ignore[reportAttributeAccessIssue]
+    assert fourth["model_id"] == night(story, "n1")["model_id"]
+    assert aliases(story)["challenger"] == waiting
+    assert tags(story, waiting)["nightshift.decision"] == "waiting"
+    promote(story.name, waiting, "the labels read better", "ben", str(story.config))
+    last = story.lake.published()
+    assert last["model_id"] == tags(story, waiting)["nightshift.model_id"] != fourth["model_id"]
+    # Its clusters are new, so the same model is another version.
+    assert aliases(story)["champion"] == last["registry_version"] > waiting
+    own = {row["doc_id"] for row in story.table("predictions")
+           if row["model_id"] == last["model_id"]}  # fmt: skip
+    assert len(own) == 3 * 76
+    centred = {row["model_id"] for row in story.table("clusters") if row["night"] == last["night"]}
+    assert centred == {last["model_id"]}
+    found = asked(story)
+    assert found["decision"]["by"] == "ben"
+    assert "the labels read better" in found["decision"]["reason"]
+    assert found["decision"]["rows"] > 0
+    assert found["trained"]["night"] == "n4"
+    with pytest.raises(ConfigError, match="is champion already"):
+        promote(story.name, waiting, "again", "ben", str(story.config))
+
+
+def test_versions_that_cannot_become_champion_change_nothing(story: House) -> None:
+    before = aliases(story)
+    for version, words in ((999, "no version 999"),):
+        with pytest.raises(ConfigError, match=words):
+            promote(story.name, version, "why", None, str(story.config))
+    with pytest.raises(ConfigError, match="was never champion; found"):
+        roll_back(story.name, 999, "why", None, str(story.config))
+    with pytest.raises(ConfigError, match="is champion"):
+        roll_back(story.name, before["champion"], "why", None, str(story.config))
+    assert aliases(story) == before
+
+
+def test_a_damaged_version_is_not_gone_back_to(story: House) -> None:
+    before, rows_before = aliases(story), len(story.lake.nights())
+    version = night(story, "n2")["registry_version"]
+    client = MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db")
+    where = client.get_model_version_download_uri(story.name, str(version))
+    from pathlib import Path
+
+    from mlflow.artifacts import download_artifacts
+
+    weights = Path(download_artifacts(where)) / "artifacts" / "bundle" / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(NightError, match="cannot be read"):
+            roll_back(story.name, version, "why", "ann", str(story.config))
+    finally:
+        weights.write_bytes(whole)
+    assert aliases(story) == before
+    assert len(story.lake.nights()) == rows_before
+
+
+def test_a_registry_that_is_down_leaves_the_champion(story: House) -> None:
+    settings = load_settings(story.config)
+    before = aliases(story)
+    text = story.config.read_text()
+    story.config.write_text(text.replace(settings.mlflow, "http://127.0.0.1:9"))
+    try:
+        with pytest.raises(PassingError, match="Yesterday stays published"):
+            roll_back(story.name, before["champion"] - 1, "why", "ann", str(story.config))
+    finally:
+        story.config.write_text(text)
+    assert aliases(story) == before
+    found = champion_bundle(settings.mlflow, story.name)
+    assert found is not None
+    assert found[0] == before["champion"]
+
+
+def test_a_rollback_does_not_wait_for_a_night_that_fails(house: House) -> None:
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "always", seed=5)
+    house.work("n2")
+    another(house, "always", seed=5, when="never")
+    reports = house.folder / "reports" / house.name
+    house.drop("three.jsonl", rows(5, seed=3))
+    # A folder where the page should be: the night fails late.
+    (reports / "n3.part").mkdir()
+    with pytest.raises(OSError, match=r"n3\.part"):
+        house.work("n3")
+    roll_back(house.name, None, "bad", "ann", str(house.config))
+    first, back = night(house, "n1"), night(house, "rollback")
+    assert house.lake.published()["night"] == back["night"]
+    assert aliases(house)["champion"] == first["registry_version"]
+    (reports / "n3.part").rmdir()
+    house.work("n4")
+    assert [row["night"] for row in house.lake.nights()][2:] == [back["night"], "n3", "n4"]
+    assert {row["state"] for row in house.lake.nights()} == {"published"}
+    assert house.lake.published()["model_id"] == first["model_id"]
+    assert len(house.table("documents")) == 3 * 65
