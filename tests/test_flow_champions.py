@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SCRATCH, House, rows
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
 from flows.champions import as_lines, champion_at, promote, roll_back
 from nightshift.errors import ConfigError, NightError, PassingError
@@ -164,10 +170,6 @@ def test_a_damaged_version_is_not_gone_back_to(story: House) -> None:
     version = night(story, "n2")["registry_version"]
     client = MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db")
     where = client.get_model_version_download_uri(story.name, str(version))
-    from pathlib import Path
-
-    from mlflow.artifacts import download_artifacts
-
     weights = Path(download_artifacts(where)) / "artifacts" / "bundle" / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -218,3 +220,60 @@ def test_a_rollback_does_not_wait_for_a_night_that_fails(house: House) -> None:
     assert {row["state"] for row in house.lake.nights()} == {"published"}
     assert house.lake.published()["model_id"] == first["model_id"]
     assert len(house.table("documents")) == 3 * 65
+
+
+# Goes back, and dies by SIGKILL the moment before a table's second commit, or before the aliases.
+DRIVER = """
+import os, signal, sys
+place, config, pipeline, version = sys.argv[1:]
+from pathlib import Path
+from flows.environment import prepare
+prepare(Path(os.environ["PREFECT_HOME"]))
+import nightshift.tables as tables
+import tasks.rollback as rollback
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+real, seen = tables.NightWriter._commit, []
+def commit(self):
+    seen.append(self._table)
+    if place == f"{self._table} {seen.count(self._table)}":
+        die()
+    real(self)
+tables.NightWriter._commit = commit
+if place == "aliases":
+    rollback.follow = die
+from flows.champions import roll_back
+roll_back(pipeline, int(version), "bad", "ann", config)
+"""
+
+
+@pytest.mark.slow
+def test_a_rollback_that_is_killed_is_finished_by_the_next_night(house: House) -> None:
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "always", seed=5)
+    house.work("n2")
+    another(house, "always", seed=5, when="never")
+    first, second = night(house, "n1"), night(house, "n2")
+    for count, (place, to) in enumerate((
+        ("promotions 1", first), ("nights 2", second), ("aliases", first),
+    )):  # fmt: skip
+        version = to["registry_version"]
+        killed = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, place, house.config, house.name, str(version)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "PREFECT_HOME": str(house.folder / "prefect")},
+        )  # fmt: skip
+        assert killed.wait(100) == -signal.SIGKILL
+        os.killpg(killed.pid, signal.SIGKILL)  # the embedded server that it left
+        assert (house.lake.published()["model_id"] == to["model_id"]) == (place == "aliases")
+        house.work(f"m{count}")
+        rows_now = house.lake.nights()
+        assert {row["state"] for row in rows_now} == {"published"}
+        assert rows_now[-1]["model_id"] == to["model_id"]
+        assert rows_now[-2]["registry_version"] == version
+        assert aliases(house)["champion"] == rows_now[-1]["registry_version"]
+    said = [row["decision"] for row in house.table("promotions")]
+    assert said.count("rolled_back") == 3
