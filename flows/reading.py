@@ -53,7 +53,11 @@ def _status(settings: Settings, pipeline: str, lake: Lake, row: dict[str, Any]) 
         "test_accuracy": quality.get("accuracy"),
         "test_macro_f1": quality.get("macro_f1"),
         "baseline_accuracy": (row["figures"].get("baseline") or {}).get("accuracy"),
-        "clusters": _whole(figures.get("cluster", {}).get("clusters", 0 if stages else None)),
+        "clusters": _whole(
+            figures.get("cluster", {}).get(
+                "clusters", row["figures"].get("clusters", 0 if stages else None)
+            )
+        ),
         "started": _said(row["started"]),
         "finished": _said(row["finished"]),
         "seconds": {name: round(stage["seconds"], 3) for name, stage in stages.items()},
