@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
+from .checks import ChecksConfig
 from .cleaning import CleaningConfig
 from .clustering import ClusterConfig
 from .config import Config, build, expand_variables, merge, nearest, read_yaml
 from .errors import ConfigError
+from .evaluation import EvaluationConfig
 from .recipe import AnswerConfig, ModelConfig, PretrainConfig, TrainConfig, TuneConfig, WideConfig
 from .reports import ReportConfig
 from .scoring import PromotionConfig
@@ -47,6 +49,10 @@ class Pipeline(Config):
     """The linear model beside it."""
     answers: AnswerConfig = AnswerConfig()
     """When nothing should be said, and which mistakes cost more."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is looked at beside the scores."""
+    checks: ChecksConfig = ChecksConfig()
+    """What it is expected to say, whatever its scores."""
     promotion: PromotionConfig = PromotionConfig()
     """When it replaces the champion."""
     clusters: ClusterConfig = ClusterConfig()
@@ -255,7 +261,8 @@ def _values(field: dict[str, Any]) -> str:
     if "$ref" in field:
         return "keys, below"
     if field.get("type") == "array":
-        return f"list of {_values(field['items'])}" if "items" in field else "list"
+        inside = _values(field["items"]).removesuffix(", below") if "items" in field else ""
+        return f"list of {inside}" if inside else "list"
     names = {
         "integer": "whole number", "number": "number", "object": "keys", "null": "nothing",
         "string": "text", "boolean": "true or false",

@@ -11,7 +11,7 @@ from nightshift.corpus import labelled_sides
 from nightshift.scoring import confusion, f1_by_class, paired_interval
 from nightshift.tables import TableRef, rows_of
 
-from .evaluate import answers
+from .evaluate import Evaluated, answers
 from .stage import ModelRef, Night, Outcome, stage
 from .train import Trained
 
@@ -35,10 +35,10 @@ class Promoted(Outcome):
 
 
 @stage("promote", "promotion")
-def promote(night: Night, trained: Trained) -> Promoted:
+def promote(night: Night, trained: Trained, evaluated: Evaluated) -> Promoted:
     """Compare both on the same rows, and write the decision down."""
     champion, challenger = night.champion, trained.challenger
-    row = _decide(night, champion, challenger, trained.reason)
+    row = _decide(night, champion, challenger, trained.reason, evaluated.failed_checks)
     rows = [row] if challenger is not None else []
     promoted = bool(rows) and row["decision"] == "promoted"
     ref = night.lake.replace("promotions", night.name, rows_of("promotions", rows))
@@ -53,7 +53,11 @@ def promote(night: Night, trained: Trained) -> Promoted:
 
 
 def _decide(
-    night: Night, champion: ModelRef | None, challenger: ModelRef | None, reason: str
+    night: Night,
+    champion: ModelRef | None,
+    challenger: ModelRef | None,
+    reason: str,
+    failed: list[str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "champion": champion.model_id if champion else None,
@@ -65,6 +69,10 @@ def _decide(
     if challenger is None:
         kept = "the champion stays" if champion else "there is no champion"
         return {**row, "decision": "kept", "reason": f"{kept}: {reason}"}
+    if failed:
+        more = f" (and {len(failed) - 3} more)" if len(failed) > 3 else ""
+        words = f"the challenger fails a check that it must pass: {'; '.join(failed[:3])}{more}"
+        return {**row, "decision": "kept", "reason": words}
     if champion is None:
         what = "classifier" if challenger.kind == "network" else f"model ({_WHAT[challenger.kind]})"
         return {**row, "decision": "promoted", "reason": f"the first {what} becomes champion"}
