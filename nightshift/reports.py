@@ -322,11 +322,12 @@ def leakage(report: NightReport) -> str:
         return f"Nobody looked for near duplicates: {near['note']}."
     if not near:
         return ""
-    of = f"{counted(near['of'], 'test row')}, at {share(near['threshold'])} of their shingles alike"
+    what = f"texts that share {near['threshold']:.0%} or more of their runs of five characters"
     if not near["rows"]:
-        return f"No near duplicate of a training row is among the {of}."
+        return f"No test row is a near duplicate of a training row: {what}."
     verb = "is a near duplicate" if near["rows"] == 1 else "are near duplicates"
-    said = f"{counted(near['rows'])} ({share(near['share'])}) of {of}, {verb} of training rows."
+    of = f"{counted(near['rows'])} of {counted(near['of'], 'test row')} ({share(near['share'])})"
+    said = f"{of} {verb} of training rows: {what}."
     if apart is None or report.measured is None:
         return said
     both = f"{share(apart['accuracy'])} instead of {share(report.measured.accuracy)}"
