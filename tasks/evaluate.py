@@ -266,7 +266,9 @@ def _flat(name: str, details: dict[str, Any]) -> dict[str, float]:
     if details["apart"]:
         figures[f"{name}_apart_accuracy"] = details["apart"]["accuracy"]
     for one in details["slices"]:
-        figures[f"{name}_accuracy/{one['kind']}/{one['name']}"] = one["accuracy"]
+        # MLflow takes a slash for a folder, and refuses a name that is no plain path.
+        which = f"{one['kind']} {one['name']}".replace("/", "_")
+        figures[f"{name}_accuracy/{which}"] = one["accuracy"]
     return figures
 
 

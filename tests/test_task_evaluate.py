@@ -29,7 +29,7 @@ def given() -> list[dict[str, Any]]:
         })  # fmt: skip
     # A test row that differs from a training row in nothing but its end.
     long = "the anchor and the sail and the mast and the keel were new in this harbour"
-    about = {"label": "sailing", "region": "south", "day": "2026-11-02", "wrong": False}
+    about = {"label": "sailing", "region": "s3://<b>//../x", "day": "2026-11-02", "wrong": False}
     return [*found, {"text": long, "split": "train", **about},
             {"text": f"{long}!", "split": "test", **about}]  # fmt: skip
 
@@ -50,7 +50,7 @@ def artifact(house: House, name: str) -> str:
 
 def test_documents_keep_their_declared_columns(worked: House) -> None:
     found = {json.loads(row["columns"])["region"] for row in worked.table("documents")}
-    assert found == {"north", "south"}
+    assert found == {"north", "south", "s3://<b>//../x"}
 
 
 def test_every_kind_of_slice_adds_up_to_the_test_rows(worked: House) -> None:
@@ -64,7 +64,7 @@ def test_every_kind_of_slice_adds_up_to_the_test_rows(worked: House) -> None:
     assert accuracy["false"] > 0.9
     assert accuracy["true"] < 0.1
     figures = mlflow.MlflowClient().get_run(worked.lake.published()["mlflow_run"]).data.metrics
-    assert figures["evaluate/challenger_accuracy/wrong/false"] == accuracy["false"]
+    assert figures["evaluate/challenger_accuracy/wrong false"] == accuracy["false"]
 
 
 def test_what_is_suspected_are_the_wrong_labels_of_rows_no_model_was_taught(worked: House) -> None:
