@@ -77,7 +77,7 @@ def _source(name: str, pipeline: Pipeline) -> Finding:
     except NightshiftError as error:
         return name, str(error), False
     source = pipeline.source
-    declared = [source.text, source.label, source.id, source.split, source.time]
+    declared = [source.text, source.label, source.id, source.split, source.time, *source.columns]
     missing = [one for one in declared if one and columns and one not in columns]
     shown = f"{len(files)} files; {files[0].uri} has {', '.join(columns) or 'no columns'}"
     if missing:

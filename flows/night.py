@@ -250,7 +250,7 @@ def _stages(one: Night) -> Finished:
     tokens = tokenize(one, ingested)
     trained = train(one, tokens)
     evaluated = evaluate(one, trained)
-    promoted = promote(one, trained)
+    promoted = promote(one, trained, evaluated)
     embedded = embed(one, tokens, promoted)
     clustered = recluster(one, files, trained, embedded)
     reported = report(

@@ -60,7 +60,8 @@ class Answers:
     vectors: unit length, float32 (documents, width). probabilities: float32 (documents, classes).
     choice: int64 (documents,), the class said. scope: float32 (documents,), the reject score,
     little where a document is out of scope. abstained: bool (documents,). network, wide:
-    probabilities of each path alone, None where there is none.
+    probabilities of each path alone, None where there is none. untempered: the blend's, with no
+    temperature fitted.
     """
 
     vectors: np.ndarray
@@ -70,6 +71,7 @@ class Answers:
     abstained: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     network: np.ndarray | None = None
     wide: np.ndarray | None = None
+    untempered: np.ndarray | None = None
 
 
 @dataclass
@@ -138,6 +140,7 @@ class Model:
             scope < reject.threshold,
             self.blend.probabilities(scores, None),
             None if wide is None else self.blend.probabilities(None, wide),
+            self.blend.untempered().probabilities(scores, wide),
         )
 
     def chosen(self, probabilities: np.ndarray) -> np.ndarray:

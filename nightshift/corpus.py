@@ -114,13 +114,3 @@ def texts_of(lake: Lake, doc_ids: Iterable[str]) -> dict[str, str]:
         return {}
     rows = lake.read("documents", ["doc_id", "text"], pc.field("doc_id").isin(wanted))
     return dict(zip(rows["doc_id"].to_pylist(), rows["text"].to_pylist(), strict=True))
-
-
-def slices_of(lake: Lake, doc_ids: Sequence[str], by: Sequence[str]) -> dict[str, list[str]]:
-    """The slice of each document, in order, by kind: language, source_file."""
-    columns = {"language": "lang", "source_file": "source_file"}
-    rows = lake.read("documents", ["doc_id", *(columns[one] for one in by)]).to_pydict()
-    place = {doc_id: row for row, doc_id in enumerate(rows["doc_id"])}
-    return {
-        one: [rows[columns[one]][place[doc_id]] or "unknown" for doc_id in doc_ids] for one in by
-    }

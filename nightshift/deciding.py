@@ -54,6 +54,10 @@ class Blend:
         """
         return softmax(_log(self._mixed(network, wide)) / self.temperature).astype(np.float32)
 
+    def untempered(self) -> Blend:
+        """The same weights with every temperature 1: what calibration started from."""
+        return Blend(1.0, 1.0, self.weight)
+
     def _mixed(self, network: np.ndarray | None, wide: np.ndarray | None) -> np.ndarray:
         if wide is None:
             assert network is not None

@@ -3,6 +3,7 @@ the first three."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -108,6 +109,7 @@ class Intake:
                     "event_time": row.time,
                     "content_digest": digest,
                     "split": side(digest, row.split, self.splits),
+                    "columns": _packed(row.columns),
                 }
             )
 
@@ -132,3 +134,7 @@ class Intake:
             languages = self.detect([one["text"] for one in documents])
         for document, language in zip(documents, languages, strict=True):
             document["lang"] = language
+
+
+def _packed(columns: dict[str, str]) -> str | None:
+    return json.dumps(columns, ensure_ascii=False, sort_keys=True) if columns else None

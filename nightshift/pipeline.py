@@ -7,16 +7,18 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from .checks import ChecksConfig
 from .cleaning import CleaningConfig
 from .clustering import ClusterConfig
 from .config import Config, build, expand_variables, merge, nearest, read_yaml
 from .errors import ConfigError
+from .evaluation import EvaluationConfig
 from .promotion import PromotionConfig
 from .recipe import AnswerConfig, ModelConfig, PretrainConfig, TrainConfig, TuneConfig, WideConfig
 from .reports import ReportConfig
-from .sources import SourceConfig
+from .sources import SLICES, SourceConfig
 from .splits import SplitConfig
 from .tables import digest_of
 from .tokenizer import TokenizerConfig
@@ -47,6 +49,10 @@ class Pipeline(Config):
     """The linear model beside it."""
     answers: AnswerConfig = AnswerConfig()
     """When nothing should be said, and which mistakes cost more."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is looked at beside the scores."""
+    checks: ChecksConfig = ChecksConfig()
+    """What it is expected to say, whatever its scores."""
     promotion: PromotionConfig = PromotionConfig()
     """When it replaces the champion."""
     clusters: ClusterConfig = ClusterConfig()
@@ -59,6 +65,14 @@ class Pipeline(Config):
     """What a second night of this pipeline does while one runs."""
     webhook: SecretStr | None = None
     """URL that gets a JSON message when a night fails (Slack reads its `text`)."""
+
+    @model_validator(mode="after")
+    def _floors_are_of_slices(self) -> Pipeline:
+        known = [*SLICES, *self.source.columns]
+        for kind in self.promotion.floors:
+            if kind not in known:
+                raise ValueError(f"promotion.floors: no slices by {kind!r}; {nearest(kind, known)}")
+        return self
 
 
 class Settings(Config):
@@ -255,7 +269,8 @@ def _values(field: dict[str, Any]) -> str:
     if "$ref" in field:
         return "keys, below"
     if field.get("type") == "array":
-        return f"list of {_values(field['items'])}" if "items" in field else "list"
+        inside = _values(field["items"]).removesuffix(", below") if "items" in field else ""
+        return f"list of {inside}" if inside else "list"
     names = {
         "integer": "whole number", "number": "number", "object": "keys", "null": "nothing",
         "string": "text", "boolean": "true or false",

@@ -33,6 +33,7 @@ from .pictures import (
     map_picture,
     stage_bar,
 )
+from .plots import curves_picture, reliability_picture
 from .scoring import Scores
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -45,6 +46,8 @@ MEASURES = (
 )
 """(field, name, how it is written, whether more is better)."""
 
+KINDS = {"language": "Language", "length": "Length", "age": "Age", "source_file": "File"}
+"""Slices by what the page calls them; a declared column is called by its own name."""
 MOST_BARS = 20
 MOST_LOOSE = 5
 """Groups of the unassigned that are shown."""
@@ -107,6 +110,18 @@ class NightReport:
     """Accuracy and macro_f1 of TF-IDF and a linear model, on the same rows."""
     promotion: dict[str, Any] | None = None
     """Row of `promotions`; decision is `promoted` or `kept`, low and high bound the lead."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else was seen of the champion on the test rows: slices, reliability, mistakes, suspects,
+    apart (its scores without near duplicates); texts are in `examples`."""
+    near: dict[str, Any] = field(default_factory=dict)
+    """Test documents that nearly stand in training: rows, of, share, threshold, examples; or a
+    note why nobody looked."""
+    curves: list[dict[str, float]] = field(default_factory=list)
+    """Epochs of tonight's training."""
+    checks: int = 0
+    """Declared checks, one for each text."""
+    failed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By model, such as `champion`: the checks it fails, each a sentence, and whether it must."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """Predicted labels over the new documents."""
 
@@ -160,6 +175,10 @@ def render(report: NightReport, config: ReportConfig | None = None) -> str:
         classes=_weakest_first(quality) if quality else [],
         confusion=Markup(confusion_picture(quality.confusion, quality.labels)) if quality else "",
         interval=_interval(report.promotion),
+        slices=slice_rows(report),
+        reliability=_reliability(report.details),
+        curves=Markup(curves_picture(report.curves)) if report.curves else "",
+        leakage=leakage(report),
         labels=_bars(report.label_counts),
         cards=_cards(report, config),
         loose=report.loose[:MOST_LOOSE],
@@ -181,7 +200,11 @@ def _environment(config: ReportConfig) -> Environment:
         finalize=lambda value: value if isinstance(value, Markup) else _printable(value),
     )
     environment.filters.update(
-        count=counted, share=share, plain=plain, fold=lambda text: _fold(text, config.text_length)
+        count=counted,
+        share=share,
+        plain=plain,
+        fold=lambda text: _fold(text, config.text_length),
+        short=lambda text: cut(text, config.text_length),
     )
     return environment
 
@@ -292,6 +315,25 @@ def on_the_gate(promotion: Mapping[str, Any] | None) -> str:
     return (said[:1].upper() + said[1:]).replace("-f1", "-F1")
 
 
+def leakage(report: NightReport) -> str:
+    """How many test rows nearly stand in training, and what the score is without them."""
+    near, apart = report.near, report.details.get("apart")
+    if "note" in near:
+        return f"Nobody looked for near duplicates: {near['note']}."
+    if not near:
+        return ""
+    what = f"texts that share {near['threshold']:.0%} or more of their runs of five characters"
+    if not near["rows"]:
+        return f"No test row is a near duplicate of a training row: {what}."
+    verb = "is a near duplicate" if near["rows"] == 1 else "are near duplicates"
+    of = f"{counted(near['rows'])} of {counted(near['of'], 'test row')} ({share(near['share'])})"
+    said = f"{of} {verb} of training rows: {what}."
+    if apart is None or report.measured is None:
+        return said
+    both = f"{share(apart['accuracy'])} instead of {share(report.measured.accuracy)}"
+    return f"{said} Without them the accuracy is {both}."
+
+
 def digest_text(report: NightReport) -> str:
     """Ten plain lines, for the terminal, mail and chat."""
     quality = report.measured
@@ -355,6 +397,37 @@ def comparison(report: NightReport) -> list[dict[str, str]]:
             "challenger": write(getattr(report.challenger, name, None)),
         })  # fmt: skip
     return rows
+
+
+def slice_rows(report: NightReport) -> list[dict[str, Any]]:
+    """One row per slice; `tone` is worse where the whole interval lies below the accuracy of all.
+
+    The first row of a kind carries its name.
+    """
+    rows: list[dict[str, Any]] = []
+    last = ""
+    for one in report.details.get("slices", []) if report.measured else []:
+        kind = KINDS.get(one["kind"], one["kind"])
+        below = report.measured is not None and one["high"] < report.measured.accuracy
+        rows.append({
+            "kind": "" if one["kind"] == last else kind,
+            "name": one["name"],
+            "rows": one["rows"],
+            "accuracy": share(one["accuracy"]),
+            "interval": f"{share(one['low'])} to {share(one['high'])}",
+            "macro_f1": share(one["macro_f1"]),
+            "tone": "worse" if below else "",
+        })  # fmt: skip
+        last = one["kind"]
+    return rows
+
+
+def _reliability(details: Mapping[str, Any]) -> Markup | str:
+    found = details.get("reliability")
+    if not found:
+        return ""
+    errors = (found["error_before"], found["error_after"])
+    return Markup(reliability_picture(found["before"], found["after"], errors))
 
 
 def accuracy_margin(quality: Scores) -> float | None:

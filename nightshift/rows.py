@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,8 @@ INTEGRAL = re.compile(r"-?\d+\.0+")
 EPOCH = re.compile(r"-?\d{9,}(\.\d+)?")
 # Above 2**53 a float no longer tells neighbouring integers apart.
 EXACT_FLOAT = 2**53
+COLUMN_CHARACTERS = 200
+"""Of a further column's value; it names a slice, and is no text of its own."""
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Row:
     time: datetime | None = None
     """In UTC. A time that cannot be parsed is None, not a reject: it only places the document
     in reports, and a text that can be learned from is worth more than its date."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The declared further columns that have a value."""
     problem: str | None = None
     raw: str = ""
     """The beginning of what was found, where there is a problem."""
@@ -101,6 +106,21 @@ def as_name(value: Any, untyped: bool) -> tuple[str | None, bool]:
     if isinstance(value, float | Decimal) and abs(value) < EXACT_FLOAT and value == int(value):
         return str(int(value)), True
     return None, False
+
+
+def as_columns(values: Mapping[str, Any], untyped: bool) -> dict[str, str]:
+    """Further columns by name, as text; without those that are empty or neither text nor number."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        said = str(value).lower() if isinstance(value, bool) else as_name(value, untyped)[0]
+        if said is None and isinstance(value, float | Decimal) and value == value:
+            said = f"{value:g}"
+        elif said is None and isinstance(value, date):
+            said = value.isoformat()
+        if said:
+            # Half a surrogate pair, as JSON may spell it, is no text that a table takes.
+            found[name] = said[:COLUMN_CHARACTERS].encode("utf-8", "replace").decode()
+    return found
 
 
 def as_time(value: Any) -> datetime | None:

@@ -10,6 +10,8 @@ import numpy as np
 from .tokenizer import HAN
 
 Metric = Literal["accuracy", "macro_f1"]
+BINS = 15
+"""Ranges of confidence that are compared with their accuracy."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,23 @@ def f1_by_class(table: np.ndarray) -> np.ndarray:
     return 2 * hits / np.maximum(table.sum(-1) + table.sum(-2), 1)
 
 
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error: mean gap of confidence and accuracy (Naeini et al. 2015)."""
+    _, sure, right = calibration_bins(confidence, correct, bins)
+    return float(np.abs(sure - right).sum() / max(len(confidence), 1))
+
+
+def calibration_bins(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, and the sums of their confidence and of their right answers, each (bins,).
+
+    Args: the largest probability and whether the answer is right, (rows,) each.
+    """
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    sums = np.bincount(place, confidence - correct, minlength=bins)
-    return float(np.abs(sums).sum() / max(len(confidence), 1))
+    every = (np.ones(len(place)), confidence, correct)
+    rows, sure, right = (np.bincount(place, one, minlength=bins) for one in every)
+    return rows, sure, right
 
 
 def _per_class(names: list[str], table: np.ndarray) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .config import Config, nearest
 from .delimited import Record, read_records, sniff_delimiter
@@ -37,6 +37,7 @@ from .rows import (
     UNREADABLE_LINE,
     WRONG_FIELDS,
     Row,
+    as_columns,
     make_row,
     rejected,
 )
@@ -57,6 +58,8 @@ __all__ = [
 
 CHUNK_ROWS = 2_000
 CHUNK_CHARACTERS = 16_000_000
+SLICES = ("language", "length", "age", "source_file")
+"""What every document is told apart by, beside the declared columns."""
 
 
 class SourceConfig(Config):
@@ -76,6 +79,9 @@ class SourceConfig(Config):
     """The column that says train, validation or test."""
     time: str | None = Field(default=None, min_length=1)
     """The column that says when: ISO 8601, epoch seconds or milliseconds, a timestamp."""
+    columns: list[str] = Field(default=[], max_length=20)
+    """Further columns kept with the document, such as region or product: scores are also told for
+    each of their most frequent values."""
     encoding: Literal["auto", "utf-8", "gb18030", "latin-1"] = "auto"
     """The encoding of text files; `auto` looks at the first MiB of each."""
     delimiter: str | None = Field(default=None, pattern=r'^[^"\r\n]$')
@@ -84,6 +90,17 @@ class SourceConfig(Config):
     """A longer row is rejected as `line_too_long`, without ever being held in memory."""
     settle_seconds: int = Field(default=60, ge=0, le=86_400)
     """A file changed less than this ago is still being written, and waits."""
+
+    @field_validator("columns")
+    @classmethod
+    def _name_slices_of_their_own(cls, found: list[str]) -> list[str]:
+        for name in found:
+            if not name or name in SLICES or found.count(name) > 1:
+                raise ValueError(
+                    "expected different names of columns, none of them empty or "
+                    f"{', '.join(SLICES)}, by which scores are told in any case"
+                )
+        return found
 
 
 # --- finding --------------------------------------------------------------------------------
@@ -179,7 +196,17 @@ def _until_damaged(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _declared(config: SourceConfig) -> list[tuple[str, str | None]]:
-    return [(role, getattr(config, role)) for role in ("text", "label", "id", "split", "time")]
+    roles = ("text", "label", "id", "split", "time")
+    named = [(role, getattr(config, role)) for role in roles]
+    return [*named, *(("columns", name) for name in config.columns)]
+
+
+def _row(number: int, values: Sequence[Any], config: SourceConfig, untyped: bool = False) -> Row:
+    """A record's values, in the order they are declared in."""
+    row = make_row(number, *values[:5], untyped=untyped)
+    if config.columns:
+        row.columns = as_columns(dict(zip(config.columns, values[5:], strict=True)), untyped)
+    return row
 
 
 def _require(uri: str, role: str, name: str, found: list[str]) -> None:
@@ -227,7 +254,7 @@ def _csv_rows(uri: str, text: OpenText, config: SourceConfig) -> Iterator[Row]:
             yield rejected(number, problem, raw)
             continue
         values = [None if place is None else fields[place] for place in places]
-        yield make_row(number, *values, untyped=True)
+        yield _row(number, values, config, untyped=True)
 
 
 # --- JSON lines -----------------------------------------------------------------------------
@@ -256,7 +283,7 @@ def _json_rows(uri: str, text: OpenText, config: SourceConfig) -> Iterator[Row]:
     names = [name for _, name in _declared(config)]
     lines = (line for line in split_lines(text, config.max_row_bytes) if line.strip())
     for number, line in enumerate(lines, 1):
-        yield _json_row(number, line, text.encoding, names)
+        yield _json_row(number, line, text.encoding, names, config)
 
 
 def _require_keys(uri: str, keys: list[str], config: SourceConfig) -> None:
@@ -270,7 +297,9 @@ def _require_keys(uri: str, keys: list[str], config: SourceConfig) -> None:
             _require(uri, role, name, keys)
 
 
-def _json_row(number: int, line: bytes, encoding: str, names: list[str | None]) -> Row:
+def _json_row(
+    number: int, line: bytes, encoding: str, names: list[str | None], config: SourceConfig
+) -> Row:
     if isinstance(line, TooLong):
         return rejected(number, LINE_TOO_LONG, line)
     decoded, whole = decode(line, encoding)
@@ -279,7 +308,7 @@ def _json_row(number: int, line: bytes, encoding: str, names: list[str | None]) 
     record = _parse_json(decoded)
     if record is None:
         return rejected(number, UNREADABLE_LINE, decoded)
-    return make_row(number, *(record.get(name) if name else None for name in names))
+    return _row(number, [record.get(name) if name else None for name in names], config)
 
 
 # --- Parquet --------------------------------------------------------------------------------
@@ -292,7 +321,7 @@ def _parquet_rows(uri: str, file: pq.ParquetFile, config: SourceConfig) -> Itera
             _require(uri, role, name, file.schema_arrow.names)
     records = read_values(uri, file, [name for _, name in declared], CHUNK_ROWS)
     for number, values in enumerate(records, 1):
-        row = make_row(number, *values)
+        row = _row(number, values, config)
         if row.text and len(row.text) > config.max_row_bytes:
             row = rejected(number, LINE_TOO_LONG, row.text)
         yield row
@@ -323,5 +352,7 @@ def _text_row(uri: str, text: OpenText, config: SourceConfig) -> Iterator[Row]:
     if not whole:
         yield rejected(1, UNDECODABLE, parts[0])
         return
-    label, split = (about.get(name or "") for name in (config.label, config.split))
-    yield make_row(1, document, label, about.get(config.id or ""), split, None)
+    values = [about.get(name or "") for _, name in _declared(config)[1:]]
+    # A path or a folder's name is no moment.
+    values[3] = None
+    yield _row(1, [document, *values], config)

@@ -34,11 +34,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("uri", _TEXT), ("digest", _TEXT), ("bytes", pa.int64()), ("modified", pa.float64()),
         *_COUNTS, ("problem", _TEXT), _NIGHT,
     ]),
-    # one row per document
+    # one row per document; columns is a JSON object of the declared columns' values, or null
     "documents": pa.schema([
         ("doc_id", _TEXT), ("text", _TEXT), ("label", _TEXT), ("lang", _TEXT),
         ("event_time", _WHEN), ("source_file", _TEXT), ("row", pa.int64()),
-        ("content_digest", _TEXT), ("split", _TEXT), _NIGHT,
+        ("content_digest", _TEXT), ("split", _TEXT), ("columns", _TEXT), _NIGHT,
     ]),
     # one row per input row whose text was known already
     "duplicates": pa.schema([

@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from nightshift.bundle import Answers, Model
+from nightshift.checks import count_checks, failures
 from nightshift.corpus import Labelled, labelled_sides, texts_of, tokens_of
 from nightshift.deciding import average_precision, recall_at_precision
+from nightshift.evaluation import (
+    MISTAKES,
+    label_errors,
+    near_duplicates,
+    reliability,
+    slice_scores,
+    surest_mistakes,
+)
 from nightshift.pictures import confusion_picture
-from nightshift.scoring import Scores, linear_baseline, score
+from nightshift.plots import reliability_picture
+from nightshift.scoring import (
+    Scores,
+    calibration_error,
+    confusion,
+    f1_by_class,
+    linear_baseline,
+    score,
+)
+from nightshift.slices import slices_of
+from nightshift.sources import SLICES
 
-from .stage import ModelRef, Night, Outcome, stage
+from .stage import Night, Outcome, stage
 from .train import Trained
 
 log = logging.getLogger(__name__)
+
+
+SHOWN = 12
+"""Mistakes and suspects that an outcome carries for the page; the artifacts have them all."""
+MOST_TEXT = 2_000
+"""Characters of a text in an artifact."""
+EXAMPLES = 5
+"""Of near duplicates."""
 
 
 class Evaluated(Outcome):
@@ -29,66 +57,257 @@ class Evaluated(Outcome):
     baseline: dict[str, float] | None
     note: str = ""
     """Why there are no scores, in words."""
+    details: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+    """What else was seen of `champion` and `challenger`: slices, reliability, mistakes, suspects,
+    apart (scores without near duplicates), checks that failed."""
+    near: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Test documents that nearly stand in training: rows, of, share, examples; or a note why
+    nobody looked."""
+    checks: int = 0
+    """Declared checks, one for each text."""
+    failed_checks: list[str] = Field(default_factory=list[str])
+    """What the challenger must pass and does not, a sentence each."""
 
 
-@stage("evaluate", "tokenizer")
+@dataclass(frozen=True)
+class Judged:
+    """A model's answers on the test rows, with those of the gate below them."""
+
+    model: Model
+    said: Answers
+    scores: Scores
+    words: list[str]
+    """The labels said, test rows only."""
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Probability of each answer on the test rows, float32 (rows,)."""
+        assert self.said.probabilities is not None
+        rows = np.arange(len(self.words))
+        return self.said.probabilities[rows, self.said.choice[rows]]
+
+
+@stage("evaluate", "tokenizer source evaluation checks")
 def evaluate(night: Night, trained: Trained) -> Evaluated:
     """Score both models on all labelled test documents there are by now."""
     sides = labelled_sides(night.lake)
-    test = sides["test"]
+    test, gate = sides["test"], sides["gate"]
+    models = {"champion": night.champion, "challenger": trained.challenger}
+    loaded = {name: night.load(ref) for name, ref in models.items()
+              if ref is not None and ref.kind == "network"}  # fmt: skip
+    failed = {name: failures(model, night.pipeline.checks) for name, model in loaded.items()}
+    checks = count_checks(night.pipeline.checks) if loaded else 0
+    musts = [one.sentence for one in failed.get("challenger", []) if one.must]
+    for name, found in failed.items() if checks else ():
+        log.info("evaluate  %-10s fails %d of %d checks", name, len(found), checks)
+    judged = {name: _judge(night, model, test, gate) for name, model in loaded.items() if len(test)}
     baseline: dict[str, float] | None = night.before.get("baseline")
-    champion = _score(night, night.champion, test)
-    challenger = _score(night, trained.challenger, test)
-    if trained.challenger is not None and trained.challenger.kind == "network":
-        baseline = _baseline(night, challenger, sides["train"], test)
-    if champion is None and challenger is None:
+    if "challenger" in loaded:
+        whole = judged["challenger"].scores if judged else None
+        baseline = _baseline(night, whole, sides["train"], test)
+    details: dict[str, dict[str, Any]] = {
+        name: {"failed": [one.as_json() for one in found]} for name, found in failed.items()
+    }
+    figures: dict[str, float] = {}
+    if checks:
+        figures |= {f"{name}_checks_failed": len(found) for name, found in failed.items()}
+    if not judged:
         note = "no labelled document is on the test side" if not len(test) else trained.reason
         log.info("evaluate  nothing to score: %s", note)
-        return Evaluated(champion=None, challenger=None, baseline=None, note=note)
-    figures: dict[str, float] = {}
-    for name, scores in (("champion", champion), ("challenger", challenger)):
-        if scores is not None:
-            figures |= {f"{name}_{key}": value for key, value in scores.figures().items()}
-            picture = confusion_picture(scores.confusion, scores.labels)
-            night.tracking.text(picture, f"confusion/{name}.svg")
-            whole = json.dumps(scores.as_json(), ensure_ascii=False)
-            night.tracking.text(whole, f"evaluation/{name}.json")
-            log.info("evaluate  %-10s accuracy %.4f, macro-F1 %.4f on %d rows%s", name,
-                     scores.accuracy, scores.macro_f1, scores.rows, _paths(scores))  # fmt: skip
+        return Evaluated(champion=None, challenger=None, baseline=None, note=note, checks=checks,
+                         failed_checks=musts, details=details, figures=figures)  # fmt: skip
+    near, shared = _near(night, sides)
+    slices = slices_of(night.lake, test.doc_ids, [*SLICES, *night.pipeline.source.columns])
+    for name, one in judged.items():
+        details[name] |= _details(night, name, one, test, gate, slices, shared)
+        figures |= {f"{name}_{key}": value for key, value in one.scores.figures().items()}
+        figures |= _flat(name, details[name])
+        _keep(night, name, one.scores, details[name])
+        log.info("evaluate  %-10s accuracy %.4f, macro-F1 %.4f on %d rows%s", name,
+                 one.scores.accuracy, one.scores.macro_f1, one.scores.rows,
+                 _paths(one.scores))  # fmt: skip
+    if "share" in near:
+        figures["near_duplicates"] = near["rows"]
+        figures["near_duplicate_share"] = near["share"]
     if baseline:
         figures |= {f"baseline_{key}": value for key, value in baseline.items()}
         log.info("evaluate  linear     accuracy %.4f, macro-F1 %.4f",
                  baseline["accuracy"], baseline["macro_f1"])  # fmt: skip
+    scores = {name: one.scores.as_json() for name, one in judged.items()}
     return Evaluated(
-        champion=champion.as_json() if champion else None,
-        challenger=challenger.as_json() if challenger else None,
+        champion=scores.get("champion"),
+        challenger=scores.get("challenger"),
         baseline=baseline,
+        details={name: _short(one) for name, one in details.items()},
+        near=near,
+        checks=checks,
+        failed_checks=musts,
         figures=figures,
     )
 
 
-def _score(night: Night, ref: ModelRef | None, test: Labelled) -> Scores | None:
-    if ref is None or ref.kind != "network" or not len(test):
-        return None
-    model = night.load(ref)
-    said = answers(night, model, test)
+def _judge(night: Night, model: Model, test: Labelled, gate: Labelled) -> Judged:
+    both = Labelled([*test.doc_ids, *gate.doc_ids], [*test.labels, *gate.labels])
+    said = answers(night, model, both)
     assert said.probabilities is not None
-    names = np.array(model.labels, object)
-    whole = score(test.labels, said.probabilities, model.labels, names[said.choice].tolist())
-    return replace(whole, more=_more(model, said, test.labels))
+    rows = len(test)
+    words = np.array(model.labels, object)[said.choice[:rows]].tolist()
+    whole = score(test.labels, said.probabilities[:rows], model.labels, words)
+    return Judged(model, said, replace(whole, more=_more(model, said, test.labels)), words)
+
+
+def _details(
+    night: Night,
+    name: str,
+    one: Judged,
+    test: Labelled,
+    gate: Labelled,
+    slices: dict[str, list[str]],
+    shared: np.ndarray,
+) -> dict[str, Any]:
+    """All that is looked at beside the scores, and its tables and pictures as artifacts."""
+    said, truth = one.said, np.array(test.labels, object)
+    assert said.probabilities is not None
+    assert said.untempered is not None
+    bins: dict[str, Any] = {}
+    for part, given in (("before", said.untempered), ("after", said.probabilities)):
+        sure, right = given[: len(test)].max(1), truth == np.array(one.words, object)
+        bins[part] = reliability(sure, right)
+        bins[f"error_{part}"] = calibration_error(sure, right)
+    mistakes = [
+        {"doc_id": test.doc_ids[row], "label": test.labels[row], "said": one.words[row],
+         "probability": round(float(one.confidence[row]), 6)}
+        for row in surest_mistakes(test.labels, one.words, one.confidence).tolist()
+    ]  # fmt: skip
+    suspects, counted = _suspects(one, test, gate)
+    apart = ~shared
+    found = {
+        "slices": slice_scores(test.labels, one.words, slices),
+        "reliability": bins,
+        "mistakes": mistakes,
+        "suspects": suspects,
+        **counted,
+        "apart": _scores_of(truth[apart], np.array(one.words, object)[apart]),
+    }
+    texts = texts_of(night.lake, [row["doc_id"] for row in (*mistakes, *suspects)])
+    for kind in ("mistakes", "suspects"):
+        rows = [{**row, "text": texts[row["doc_id"]][:MOST_TEXT]} for row in found[kind]]
+        _write(night, rows, f"evaluation/{name}_{kind}.json")
+    return found
+
+
+def _suspects(
+    one: Judged, test: Labelled, gate: Labelled
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of test and gate, which no model was taught, whose label is probably wrong; how many."""
+    assert one.said.probabilities is not None
+    place = {name: index for index, name in enumerate(one.model.labels)}
+    doc_ids, given = [*test.doc_ids, *gate.doc_ids], [*test.labels, *gate.labels]
+    known = np.array([row for row, label in enumerate(given) if label in place], np.int64)
+    labels = np.array([place[given[row]] for row in known], np.int64)
+    found = label_errors(labels, one.said.probabilities[known])
+    rows = [
+        {"doc_id": doc_ids[known[row]], "label": given[known[row]],
+         "suggested": one.model.labels[other], "margin": round(float(margin), 6),
+         "side": "test" if known[row] < len(test) else "gate"}
+        for row, other, margin in zip(found.rows, found.suggested, found.margins, strict=True)
+    ]  # fmt: skip
+    return rows[:MISTAKES], {"suspected": len(rows), "label_error_share": found.share}
+
+
+def _near(night: Night, sides: dict[str, Labelled]) -> tuple[dict[str, Any], np.ndarray]:
+    """Test documents that nearly stand among those learned from, and which rows that are."""
+    test, config = sides["test"], night.pipeline.evaluation
+    learned = [*sides["train"].doc_ids, *sides["validation"].doc_ids]
+    shared = np.zeros(len(test), bool)
+    total = len(test) + len(learned)
+    if total > config.near_documents:
+        note = (
+            f"{total:,} training and test documents are more than evaluation.near_documents "
+            f"({config.near_documents:,})"
+        )
+        return {"note": note}, shared
+    texts = texts_of(night.lake, [*test.doc_ids, *learned])
+    found = near_duplicates(
+        [texts[one] for one in test.doc_ids], [texts[one] for one in learned],
+        config.near_duplicates,
+    )  # fmt: skip
+    shared[found.rows] = True
+    pairs = [
+        {"doc_id": test.doc_ids[row], "like": learned[other], "similarity": round(float(much), 4)}
+        for row, other, much in zip(found.rows, found.partners, found.similarity, strict=True)
+    ]
+    pairs.sort(key=lambda pair: (-pair["similarity"], pair["doc_id"]))
+    _write(night, pairs, "evaluation/near_duplicates.json")
+    share = len(pairs) / len(test)
+    log.info("evaluate  %d of %d test documents nearly stand in training", len(pairs), len(test))
+    told = {"rows": len(pairs), "of": len(test), "share": share, "examples": pairs[:EXAMPLES]}
+    return {**told, "threshold": config.near_duplicates}, shared
+
+
+def _scores_of(truth: np.ndarray, said: np.ndarray) -> dict[str, float] | None:
+    if not len(truth):
+        return None
+    _, table = confusion(truth.tolist(), said.tolist())
+    return {
+        "rows": len(truth),
+        "accuracy": float((truth == said).mean()),
+        "macro_f1": float(f1_by_class(table).mean()),
+    }
+
+
+def _flat(name: str, details: dict[str, Any]) -> dict[str, float]:
+    """The numbers worth a line in MLflow."""
+    figures = {
+        f"{name}_uncalibrated_error": details["reliability"]["error_before"],
+        f"{name}_suspects": details["suspected"],
+        f"{name}_label_error_share": details["label_error_share"],
+    }
+    if details["apart"]:
+        figures[f"{name}_apart_accuracy"] = details["apart"]["accuracy"]
+    for one in details["slices"]:
+        # MLflow takes a slash for a folder, and refuses a name that is no plain path.
+        which = f"{one['kind']} {one['name']}".replace("/", "_")
+        figures[f"{name}_accuracy/{which}"] = one["accuracy"]
+    return figures
+
+
+def _keep(night: Night, name: str, scores: Scores, details: dict[str, Any]) -> None:
+    """Tables and pictures, as artifacts of the night."""
+    bins = details["reliability"]
+    errors = (bins["error_before"], bins["error_after"])
+    picture = reliability_picture(bins["before"], bins["after"], errors)
+    night.tracking.text(picture, f"reliability/{name}.svg")
+    night.tracking.text(confusion_picture(scores.confusion, scores.labels), f"confusion/{name}.svg")
+    _write(night, scores.as_json(), f"evaluation/{name}.json")
+    for kind in ("slices", "reliability", "failed"):
+        _write(night, details[kind], f"evaluation/{name}_{kind}.json")
+
+
+def _write(night: Night, value: Any, name: str) -> None:
+    night.tracking.text(json.dumps(value, ensure_ascii=False, indent=1), name)
+
+
+def _short(details: dict[str, Any]) -> dict[str, Any]:
+    """What an outcome carries: no more rows than the page shows."""
+    return {
+        key: value[:SHOWN] if key in ("mistakes", "suspects") else value
+        for key, value in details.items()
+    }
 
 
 def _more(model: Model, said: Answers, truth: list[str]) -> dict[str, float]:
     """Each path alone, what is kept back, and how well the positive class is found."""
-    more = {"abstained": float(said.abstained.mean())}
+    rows = len(truth)
+    more = {"abstained": float(said.abstained[:rows].mean())}
     for name, part in (("network", said.network), ("wide", said.wide)):
         if part is not None:
-            alone = score(truth, part, model.labels)
+            alone = score(truth, part[:rows], model.labels)
             more |= {f"{name}_accuracy": alone.accuracy, f"{name}_macro_f1": alone.macro_f1}
     if said.wide is not None:
         more["network_weight"] = model.blend.weight
     if model.positive is not None and said.probabilities is not None:
-        chances = said.probabilities[:, model.positive]
+        chances = said.probabilities[:rows, model.positive]
         wanted = np.array(truth, object) == model.labels[model.positive]
         more["positive_average_precision"] = average_precision(chances, wanted)
         more["positive_recall_at_99_precision"] = recall_at_precision(chances, wanted, 0.99)

@@ -6,11 +6,13 @@ import logging
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from nightshift.corpus import labelled_sides, slices_of, texts_of
+from nightshift.corpus import labelled_sides, texts_of
 from nightshift.errors import NightError
 from nightshift.promotion import Judged, compare, judge
+from nightshift.slices import slices_of
 from nightshift.tables import TableRef, rows_of
 
+from .evaluate import Evaluated
 from .judging import judged
 from .stage import ModelRef, Night, Outcome, stage
 from .train import Trained
@@ -41,10 +43,10 @@ class Promoted(Outcome):
 
 
 @stage("promote", "promotion")
-def promote(night: Night, trained: Trained) -> Promoted:
+def promote(night: Night, trained: Trained, evaluated: Evaluated) -> Promoted:
     """Compare both on the same rows, and write the decision down."""
     champion, challenger = night.champion, trained.challenger
-    row = _decide(night, champion, challenger, trained.reason)
+    row = _decide(night, champion, challenger, trained.reason, evaluated.failed_checks)
     rows = [row] if challenger is not None else []
     ref = night.lake.replace("promotions", night.name, rows_of("promotions", rows))
     log.info("promote   %s", row["reason"])
@@ -60,7 +62,11 @@ def promote(night: Night, trained: Trained) -> Promoted:
 
 
 def _decide(
-    night: Night, champion: ModelRef | None, challenger: ModelRef | None, reason: str
+    night: Night,
+    champion: ModelRef | None,
+    challenger: ModelRef | None,
+    reason: str,
+    failed: list[str],
 ) -> dict[str, Any]:
     policy, turn = night.pipeline.promotion.policy, night.turn
     row: dict[str, Any] = {
@@ -74,10 +80,15 @@ def _decide(
         kept = "the champion stays" if champion else "there is no champion"
         return {**row, "decision": "kept", "reason": f"{kept}: {reason}"}
     same_kind = champion is not None and champion.kind == challenger.kind == "network"
+    more = f" (and {len(failed) - 3} more)" if len(failed) > 3 else ""
+    fails = f"the challenger fails a check that it must pass: {'; '.join(failed[:3])}{more}"
     if turn is not None:
         measured = _compare(night, champion, challenger) if champion and same_kind else {}
         words = f"{turn.by} promoted version {turn.version}: {turn.reason}"
+        words += f" ({fails})" if failed else ""
         return {**row, **measured, "decision": "promoted", "reason": words, "by": turn.by}
+    if failed:
+        return {**row, "decision": "kept", "reason": fails}
     if champion is None:
         what = "classifier" if challenger.kind == "network" else f"model ({_WHAT[challenger.kind]})"
         return {**row, "decision": "promoted", "reason": f"the first {what} becomes champion"}

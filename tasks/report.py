@@ -53,7 +53,14 @@ def report(
     """Write the page, keep it in MLflow, and link it from the flow run."""
     clusters = _clusters(night)
     previous, previous_name = _previous(night, evaluated, promoted)
+    who = "challenger" if promoted.promoted else "champion"
+    now = {"champion": "champion before", "challenger": "new champion"}
+    details = evaluated.details.get(who, {}) if embedded.winner else {}
     shown = [one for row in [*clusters, *clustered.loose] for one in row["exemplars"]]
+    for kind in ("mistakes", "suspects"):
+        shown += [row["doc_id"] for row in details.get(kind, [])]
+    for pair in evaluated.near.get("examples", []):
+        shown += [pair["doc_id"], pair["like"]]
     found = NightReport(
         pipeline=night.pipeline_name,
         night=night.name,
@@ -79,6 +86,14 @@ def report(
         challenger=None if promoted.promoted else _scores(evaluated.challenger),
         baseline=evaluated.baseline,
         promotion=next(iter(_of_night(night, "promotions")), None),
+        details=details,
+        near=evaluated.near,
+        curves=trained.curves,
+        checks=evaluated.checks,
+        failed={
+            now[name] if promoted.promoted else name: one["failed"]
+            for name, one in evaluated.details.items()
+        },
         label_counts=_label_counts(night, embedded),
         clusters=clusters,
         cluster_quality=quality_of(clustered),
@@ -206,6 +221,9 @@ def _notes(
         )
     if evaluated.note:
         notes.append(f"No quality tonight: {evaluated.note}")
+    if evaluated.failed_checks:
+        number = len(evaluated.failed_checks)
+        notes.append(f"The challenger fails {number} of the checks that it must pass")
     if clustered.ended:
         notes.append(f"Clusters that ended: {', '.join(clustered.ended)}")
     return notes

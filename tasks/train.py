@@ -23,9 +23,11 @@ from nightshift.discovery import MOST
 from nightshift.inference import pick_device
 from nightshift.learning import Learned, gather, learn
 from nightshift.nearest import UNASSIGNED
+from nightshift.plots import curves_picture
 from nightshift.recipe import Recipe
 from nightshift.tables import digest_of
 from nightshift.tokenizer import Tokenizer
+from nightshift.training import Epoch
 
 from .discover import (
     Topics,
@@ -54,6 +56,8 @@ class Trained(Outcome):
     """What the newest training saw, to tell on later nights whether another is due."""
     topics: Topics = Field(default_factory=list[list[str]])
     """What is new tonight, for the network to learn and for the clusters to be born with."""
+    curves: list[dict[str, float]] = Field(default_factory=list[dict[str, float]])
+    """The classifier's epochs: epoch, train_loss, validation_loss, validation_accuracy."""
 
 
 @stage("train", "tokenizer model pretrain train wide answers clusters")
@@ -171,6 +175,7 @@ def _train_network(
     }  # fmt: skip
     night.tracking.read_from([tokens.tokens], night.lake.root, "training")
     learned: Learned | None = None
+    epochs: list[dict[str, float]] = []
     with night.tracking.attempt("train", params) as run:
         for event in learn(
             material, recipe, champion, lambda rows, total: track(rows, total, "in batches")
@@ -181,7 +186,11 @@ def _train_network(
             else:
                 night.tracking.figures(event.figures(), event.index, run)
                 log.info("train     %s", event)
+            if isinstance(event, Epoch):
+                # A start that failed began at 1 as well.
+                epochs = [*epochs[: event.index - 1], _point(event)]
     assert learned is not None
+    night.tracking.text(curves_picture(epochs), "training/curves.svg")
     for note in learned.notes:
         log.info("train     %s", note)
     if learned.forgotten:
@@ -201,8 +210,15 @@ def _train_network(
             "documents": documents_of(night),
         },
         topics=topics,
+        curves=epochs,
         figures={key: value for key, value in learned.figures.items() if "seconds" not in key},
     )
+
+
+def _point(epoch: Epoch) -> dict[str, float]:
+    """An epoch on the learning curves."""
+    shown = ("train_loss", "validation_loss", "validation_accuracy")
+    return {"epoch": epoch.index, **{name: epoch.figures()[name] for name in shown}}
 
 
 def _start(night: Night) -> Model | None:

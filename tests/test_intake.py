@@ -74,6 +74,7 @@ def test_every_row_is_kept_or_a_duplicate_or_a_reject() -> None:
 def test_a_document_has_what_its_row_said() -> None:
     moment = datetime(2020, 1, 2, tzinfo=UTC)
     given = make_row(7, " Hello\x07 ", 3, 42, "test", "2020-01-02")
+    given.columns = {"region": "北", "area": "1"}
     [document] = take(given, uri="s3://b/a.csv").documents
     assert document == {
         "doc_id": "42",
@@ -85,6 +86,7 @@ def test_a_document_has_what_its_row_said() -> None:
         "row": 7,
         "content_digest": content_digest("Hello"),
         "split": "test",
+        "columns": '{"area": "1", "region": "北"}',
     }
 
 

@@ -492,3 +492,11 @@ def test_a_password_in_a_uri_is_not_shown(uri: str, shown: str) -> None:
 def test_the_reference_page_in_docs_is_current() -> None:
     page = Path(__file__).parent.parent / "docs" / "pipelines.md"
     assert page.read_text(encoding="utf-8") == reference(), "nightshift schema --page > docs/..."
+
+
+def test_a_floor_of_something_that_parts_no_documents_is_refused(tmp_path: Path) -> None:
+    given = f"pipelines:\n  a:\n    {SOURCE}\n    promotion: {{floors: {{langage: 0.1}}}}\n"
+    assert "no slices by 'langage'; did you mean 'language'" in complaint(tmp_path, given)
+    columns = given.replace("x.csv]", "x.csv], columns: [region]")
+    fine = columns.replace("langage", "region")
+    assert load(tmp_path, fine).pipeline("a").promotion.floors == {"region": 0.1}

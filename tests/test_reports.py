@@ -23,6 +23,7 @@ from nightshift.pictures import (
     map_picture,
     stage_bar,
 )
+from nightshift.plots import curves_picture, reliability_picture
 from nightshift.reports import (
     NightReport,
     ReportConfig,
@@ -32,8 +33,10 @@ from nightshift.reports import (
     against_yesterday,
     comparison,
     digest_text,
+    leakage,
     render,
     safe_link,
+    slice_rows,
     verdict,
 )
 
@@ -184,6 +187,115 @@ def test_hostile_text_is_harmless_everywhere_on_the_page(text: str):
     assert_harmless(page)
     assert sum(tag == "title" for tag, _ in page.elements) > 1
     digest_text(night).encode("utf-8")
+
+
+def details(text: str = "Refund?") -> dict[str, Any]:
+    bins = [{"confidence": 0.6, "accuracy": 0.5, "rows": 40}]
+    return {
+        "slices": [
+            {"kind": "language", "name": text, "rows": 60, "accuracy": 0.5, "low": 0.38,
+             "high": 0.62, "macro_f1": 0.49},
+            {"kind": "language", "name": "zh", "rows": 40, "accuracy": 0.9, "low": 0.77,
+             "high": 0.96, "macro_f1": 0.88},
+            {"kind": "region", "name": "north", "rows": 100, "accuracy": 0.8, "low": 0.71,
+             "high": 0.87, "macro_f1": 0.8},
+        ],
+        "reliability": {"before": bins, "after": bins, "error_before": 0.125, "error_after": 0.1},
+        "mistakes": [{"doc_id": "d-1", "label": text, "said": text, "probability": 0.98}],
+        "suspects": [{"doc_id": "d-2", "label": text, "suggested": text, "margin": -0.9,
+                      "side": "test"}],
+        "suspected": 7,
+        "label_error_share": 0.031,
+        "apart": {"rows": 96, "accuracy": 0.79, "macro_f1": 0.78},
+        "failed": [],
+    }  # fmt: skip
+
+
+def evaluated_night(text: str = "Refund?", **changes: Any) -> NightReport:
+    return third_night(
+        details=details(text),
+        near={"rows": 4, "of": 100, "share": 0.04, "threshold": 0.6,
+              "examples": [{"doc_id": "d-1", "like": "d-2", "similarity": 0.75}]},
+        curves=[{"epoch": n, "train_loss": 1 / n, "validation_loss": 1.2 / n,
+                 "validation_accuracy": 0.9} for n in (1, 2, 3)],
+        checks=5,
+        failed={"champion": [], "challenger": [{"must": True, "sentence": text},
+                                               {"must": False, "sentence": text}]},
+        examples={"d-1": text, "d-2": text},
+        **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_harmless_in_what_was_evaluated(text: str):
+    page = Page(render(evaluated_night(text)))
+    assert_harmless(page)
+    html = render(evaluated_night(text))
+    assert len(html) < 150_000
+    html.encode("utf-8")
+
+
+def test_the_page_tells_slices_calibration_mistakes_suspects_near_duplicates_and_checks():
+    html = render(evaluated_night())
+    said = words(html)
+    assert "Language Refund? 60 50.0% 38.0% to 62.0% 49.0%" in said
+    assert "region north 100 80.0% 71.0% to 87.0% 80.0%" in said
+    assert "uncalibrated, error 0.125" in said
+    assert "calibrated, error 0.100" in said
+    assert "epoch 3 was kept" in said
+    assert "7 labels of test and gate rows" in said
+    assert "takes 3.1% of them all for wrong" in said
+    assert "4 of 100 test rows (4.0%) are near duplicates of training rows" in said
+    assert "Without them the accuracy is 79.0% instead of 80.0%." in said
+    assert "The champion passes all 5 checks. The challenger fails 2 of 5 checks." in said
+    assert said.count("Refund? (must hold)") == 1
+
+
+def test_only_a_slice_that_is_surely_below_all_rows_is_coloured():
+    tones = [row["tone"] for row in slice_rows(evaluated_night())]
+    assert tones == ["worse", "", ""]
+    assert [row["kind"] for row in slice_rows(evaluated_night())] == ["Language", "", "region"]
+
+
+def test_a_night_that_evaluated_nothing_has_no_such_sections():
+    html = render(third_night())
+    for name in ("slices", "training", "mistakes", "leakage", "checks"):
+        assert f'id="{name}"' not in html
+        assert f'href="#{name}"' not in html
+    assert 'id="slices"' not in render(evaluated_night(quality=None))
+
+
+def test_near_duplicates_that_nobody_looked_for_are_said_so():
+    note = "1,000,000 training and test documents are more than evaluation.near_documents (200,000)"
+    assert words(render(third_night(near={"note": note}))).count(note) == 1
+    none = {"rows": 0, "of": 9, "share": 0.0, "threshold": 0.6, "examples": []}
+    assert leakage(third_night(near=none)).startswith("No test row is a near duplicate")
+
+
+def test_curves_and_reliability_are_drawn_where_values_stand():
+    bins = [{"confidence": 0.5, "accuracy": 0.5, "rows": 3}]
+    picture = reliability_picture(bins, bins, (0.1, 0.2))
+    # The frame is 46 to 428 across and 40 to 262 down: its middle is 237, 151.
+    assert picture.count('cx="237.0" cy="151.0"') == 2
+    ElementTree.fromstring(picture)
+    epochs = [{"epoch": n, "train_loss": loss, "validation_loss": loss, "validation_accuracy": 0.5}
+              for n, loss in ((1, 3.0), (2, 1.0), (3, 2.0))]  # fmt: skip
+    picture = curves_picture(epochs)
+    assert "epoch 2 was kept" in picture
+    # The highest loss is at the top of its panel, the lowest at its ground.
+    assert 'cx="46.0" cy="40.0"' in picture
+    assert 'cx="237.0" cy="146.0"' in picture
+    ElementTree.fromstring(picture)
+
+
+def test_curves_of_one_epoch_or_of_losses_that_left_the_numbers_are_still_a_picture():
+    one = {"epoch": 1, "train_loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 1.0}
+    lost = {**one, "epoch": 2, "train_loss": float("nan"), "validation_loss": float("inf")}
+    for epochs in ([], [one], [one, lost], [lost]):
+        picture = curves_picture(epochs)
+        assert "nan" not in picture
+        assert "inf" not in picture.replace("info", "")
+        ElementTree.fromstring(picture)
 
 
 def test_template_syntax_in_a_text_is_only_text():

@@ -588,3 +588,47 @@ def test_a_store_that_stops_answering_is_not_taken_for_a_damaged_file(
     monkeypatch.setattr("fsspec.implementations.local.LocalFileOpener.read", fail, raising=False)
     with pytest.raises(PassingError, match="reading stopped"):
         list(rows)
+
+
+# --- further columns ------------------------------------------------------------------------
+
+
+def columns(rows: list[Row]) -> list[dict[str, str]]:
+    return [row.columns for row in rows]
+
+
+def test_declared_columns_are_kept_as_text_whatever_their_type(tmp_path: Path) -> None:
+    declared = {"columns": ["region", "size"]}
+    csv = write(tmp_path / "a.csv", "size,text,region\n3.0,x, north \n,y,nan\n")
+    assert columns(read(csv, **declared)) == [{"region": "north", "size": "3"}, {}]
+    lines = '{"text": "x", "region": true, "size": 1.5}\n{"text": "y", "size": ["no", "text"]}\n'
+    path = write(tmp_path / "a.jsonl", lines)
+    assert columns(read(path, **declared)) == [{"region": "true", "size": "1.5"}, {}]
+    table = pa.table({"text": ["x"], "region": [datetime(2026, 1, 2).date()], "size": [None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert columns(read(tmp_path / "a.parquet", **declared)) == [{"region": "2026-01-02"}]
+    note = write(tmp_path / "news" / "a.txt", "x")
+    assert columns(read(note, columns=["folder"])) == [{"folder": "news"}]
+
+
+def test_a_declared_column_may_be_the_label_as_well(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nx,good\n")
+    [row] = read(path, label="label", columns=["label"])
+    assert (row.label, row.columns) == ("good", {"label": "good"})
+
+
+def test_half_a_surrogate_pair_in_a_column_is_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "x", "region": "\\ud800"}\n')
+    assert columns(read(path, columns=["region"])) == [{"region": "?"}]
+
+
+def test_a_further_column_that_is_missing_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,region\nx,y\n")
+    with pytest.raises(SourceError, match=r"'regoin'.*source\.columns.*mean 'region'"):
+        read(path, columns=["regoin"])
+
+
+@pytest.mark.parametrize("names", [["age"], ["a", "a"], [""]])
+def test_columns_that_scores_are_told_by_in_any_case_are_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected different names of columns"):
+        SourceConfig(paths=["x"], columns=names)
