@@ -21,6 +21,7 @@ from uuid import UUID
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows import forgetting
 from flows.locking import alone
 from nightshift.errors import ConfigError
 from nightshift.pipeline import Pipeline, Settings, config_digest, load_settings
@@ -32,7 +33,7 @@ from tasks.ingest import freeze, ingest
 from tasks.promote import promote
 from tasks.publish import follow, publish
 from tasks.report import report
-from tasks.stage import STAGES, Night, code_version
+from tasks.stage import STAGES, Night, code_version, manifest
 from tasks.tokens import tokenize
 from tasks.tracking import Tracking, open_run, open_store
 from tasks.train import train
@@ -111,6 +112,7 @@ def night(
     name = _named(night)
     redo = _from(retry_from)
     with alone(settings, pipeline, declared):
+        forgetting.finish(settings, pipeline)
         lake = Lake(settings.lake, pipeline, settings.storage_options())
         for earlier in _unfinished(lake, name):
             log.info("night     finishing %s first, which was left unfinished", earlier)
@@ -184,6 +186,7 @@ def _work(
         "started": row["started"] if row else datetime.now(UTC),
         "config_digest": config_digest(declared),
         "code_version": code_version(),
+        "manifest": manifest(declared),
         "mlflow_run": tracking.run_id,
         "prefect_run": prefect_run,
         "process": f"{socket.gethostname()}:{os.getpid()}",

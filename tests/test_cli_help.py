@@ -16,7 +16,7 @@ from flows import cli
 
 COMMANDS = [
     "sample", "init", "check", "run", "status", "clusters", "name", "predict", "export", "schema",
-    "tune",
+    "tune", "replay", "forget",
 ]  # fmt: skip
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 
@@ -103,6 +103,8 @@ READING = [
     ["predict", "headlins"],
     ["export", "headlins", "documents"],
     ["tune", "headlins"],
+    ["replay", "headlins", "n1"],
+    ["forget", "headlins", "r-1", "--reason", "asked for"],
 ]
 
 
