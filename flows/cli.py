@@ -325,6 +325,30 @@ def replay(
 
 
 @app.command()
+def lineage(
+    pipeline: PipelineName,
+    doc_id: Annotated[str, typer.Argument(metavar="DOC_ID", help="As in `documents`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Where a document came from, what is said of it, by which model, learned from what and when.
+
+    Example: nightshift lineage reviews r-1041 --json
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.lineage import as_lines
+    from flows.lineage import lineage as trace
+
+    found = trace(settings, pipeline, doc_id)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for line in as_lines(found):
+        typer.echo(line)
+
+
+@app.command()
 def forget(
     pipeline: PipelineName,
     doc_ids: Annotated[list[str], typer.Argument(metavar="DOC_ID...", help="As in `documents`.")],

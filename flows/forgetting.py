@@ -107,14 +107,14 @@ def preview(settings: Settings, pipeline: str, doc_ids: list[str]) -> Iterator[s
     _all_known(lake, pipeline, doc_ids)
     _, rows = find(lake, doc_ids, None, settings.pipeline(pipeline).cleaning)
     nights = ", ".join(dict.fromkeys(row["night"] for row in rows))
-    yield f"{len(rows)} documents of {pipeline}, of {nights}, leave every table, its old versions,"
-    yield "the reports and MLflow. This cannot be undone."
+    yield f"Documents of {pipeline} to forget: {len(rows)}, of {nights}. They leave every table,"
+    yield "its old versions, the reports and MLflow. This cannot be undone."
 
 
 def as_lines(receipt: dict[str, Any]) -> Iterator[str]:
     """The receipt for a terminal."""
     removed = ", ".join(f"{table} {rows}" for table, rows in receipt["rows"].items() if rows)
-    yield f"forgotten  {len(receipt['documents'])} documents: {removed}"
+    yield f"forgotten  rows removed or emptied: {removed}"
     yield f"pages      {len(receipt['pages'])} reports and MLflow artifacts no longer show them"
     for one in receipt["models"]:
         yield f"model      version {one['version']} of {one['night']}: {one['because']}"

@@ -170,12 +170,14 @@ def _work(
         "nightshift.code": code_version(),
     }
     prefect_run = str(flow_run.get_id() or "")
+    tags |= {"prefect.flow_run_id": prefect_run}
+    if os.environ.get("PREFECT_API_URL"):  # an embedded server shows no pages
+        tags |= {"prefect.flow_run_url": flow_run.get_flow_run_ui_url() or ""}
     if row and row["state"] == "running":
         # We hold the lock, so whoever wrote that is dead.
         _bury(row["prefect_run"])
     tracking = open_run(
-        settings, pipeline, name, row["mlflow_run"] if row else None,
-        {**tags, "prefect.flow_run_id": prefect_run},
+        settings, pipeline, name, row["mlflow_run"] if row else None, tags
     )  # fmt: skip
     begun: dict[str, Any] = {
         "night": name,
@@ -192,6 +194,8 @@ def _work(
         "process": f"{socket.gethostname()}:{os.getpid()}",
     }
     lake.write_night(begun)
+    # On the flow run from its first minute, even if no report is ever written.
+    log.info("night     MLflow: %s", tracking.link())
     one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo)
     try:
         finished = _stages(one)

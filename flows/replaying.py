@@ -150,8 +150,8 @@ def _unless_forgotten(lake: Lake, row: dict[str, Any]) -> None:
     if gone:
         when = ", ".join(sorted({f"{one['at']:%Y-%m-%d} by {one['by']}" for one in gone}))
         raise ReplayError(
-            f"replay: {len(gone)} documents that night {row['night']} had were forgotten since "
-            f"({when}). Without them every output would differ, and they must not come back. "
+            f"replay: of the documents that night {row['night']} had, {len(gone)} were forgotten "
+            f"since ({when}). Without them every output would differ, and they must not come back. "
             "Nights that began later can be replayed."
         )
 

@@ -180,6 +180,8 @@ class Lake:
                 opened = DeltaTable.create(
                     self._at(table), SCHEMAS[table], mode="ignore", name=table,
                     partition_by=["night"], storage_options=self._storage,
+                    # By default the log forgets after 30 days: nights name versions for longer.
+                    configuration={"delta.enableExpiredLogCleanup": "false"},
                 )  # fmt: skip
         return NightWriter(opened, table, valid_night(night))
 

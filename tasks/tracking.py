@@ -258,6 +258,8 @@ def open_run(
             with suppress(MlflowException):
                 client.update_run(run_id, status="RUNNING")
                 _close_attempts(client, experiment_id, run_id)
+                for key, value in tags.items():  # another flow run goes on with it
+                    client.set_tag(run_id, key, value)
                 return Tracking(settings.mlflow, run_id)
         run = client.create_run(experiment_id, run_name=night, tags=tags)
     return Tracking(settings.mlflow, run.info.run_id)

@@ -16,7 +16,7 @@ from flows import cli
 
 COMMANDS = [
     "sample", "init", "check", "run", "status", "clusters", "name", "predict", "export", "schema",
-    "tune", "replay", "forget",
+    "tune", "replay", "forget", "lineage",
 ]  # fmt: skip
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 
@@ -104,6 +104,7 @@ READING = [
     ["export", "headlins", "documents"],
     ["tune", "headlins"],
     ["replay", "headlins", "n1"],
+    ["lineage", "headlins", "r-1"],
     ["forget", "headlins", "r-1", "--reason", "asked for"],
 ]
 

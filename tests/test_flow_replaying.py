@@ -1,4 +1,5 @@
-"""A past night worked again: the same digests where nothing changed, and what changed where not."""
+"""A past night worked again: the same digests where nothing changed, and what changed where not.
+And lineage: from a prediction back to what it was learned from."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from typing import Any
 import pytest
 from conftest import SCRATCH, House, rows
 
+from flows.lineage import as_lines as as_told
+from flows.lineage import lineage
 from flows.replaying import TABLES, _declare, _differences, as_lines, replay
-from nightshift.errors import ReplayError
+from nightshift.errors import ConfigError, ReplayError
 from nightshift.pipeline import load_settings
 from nightshift.tables import SCHEMAS
 
@@ -172,3 +176,49 @@ def test_another_machine_library_or_config_is_named(worked: House, tmp_path: Pat
     said = _differences(row, changed)
     assert [one.partition(" ")[0] for one in said] == ["threads", "torch", "config"]
     assert said[1].startswith("torch 1.0 then, 2.")
+
+
+# --- lineage ----------------------------------------------------------------------------------
+
+
+def test_lineage_leads_from_a_prediction_to_the_rows_it_was_learned_from(worked: House) -> None:
+    # The first night's model answers for documents of the second: the third's was not better.
+    first, second, third = worked.lake.nights()
+    assert third["model_id"] == first["model_id"]
+    doc_id = next(one["doc_id"] for one in worked.table("documents") if one["night"] == "n2")
+    told = lineage(load_settings(worked.config), worked.name, doc_id)
+    assert told["document"]["source_file"].endswith("two.jsonl")
+    assert told["prediction"]["model_id"] == first["model_id"]
+    assert told["prediction"]["mlflow_run"] == second["mlflow_run"]
+    trained = told["trained"]
+    assert (trained["night"], trained["code"]) == ("n1", first["code_version"])
+    assert trained["prefect_run"] == first["prefect_run"]
+    seen = worked.lake.read("documents", version=trained["tables"]["documents"])
+    assert seen.num_rows == 120
+    assert told["model"]["version"] == third["registry_version"]
+    tokenizer = worked.table("tokenizers")[0]["digest"]
+    assert told["model"]["tokenizer"] == tokenizer
+    assert any(tokenizer in line for line in as_told(told))
+
+
+def test_lineage_of_an_unknown_document_says_where_ids_are(worked: House) -> None:
+    with pytest.raises(ConfigError, match=r"no document 'x'.*nightshift export"):
+        lineage(load_settings(worked.config), worked.name, "x")
+
+
+def test_the_runs_of_mlflow_and_prefect_lead_to_one_another(worked: House) -> None:
+    import mlflow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    row = worked.lake.published()
+    client = mlflow.MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db")
+    assert client.get_run(row["mlflow_run"]).data.tags["prefect.flow_run_id"] == row["prefect_run"]
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[row["prefect_run"]]))
+    with get_client(sync_client=True) as api:
+        for _ in range(100):  # logs are sent from a thread of Prefect's
+            said = [one.message for one in api.read_logs(wanted)]
+            if any(row["mlflow_run"] in one for one in said):
+                return
+            time.sleep(0.1)
+    raise AssertionError(said)
