@@ -156,7 +156,7 @@ def _remove(settings: Settings, lake: Lake, note: dict[str, Any]) -> dict[str, A
         "rows": rows,
         "pages": pages,
         "models": _models(settings, note["pipeline"], documents, nights),
-        "remains": _remains(lake, forgotten, base, documents),
+        "remains": _remains(lake, forgotten, base),
         "source_files": _still_held(pipeline, documents),
     }  # fmt: skip
     receipt["kept_at"] = str(_receipt_path(settings, note["pipeline"], receipt))
@@ -304,11 +304,9 @@ def _remains(
     lake: Lake,
     forgotten: Forgotten,
     base: dict[str, int | None],
-    documents: list[dict[str, Any]],
 ) -> list[str]:
     """What cannot be taken out of a model that was learned from them, in words."""
     remains: list[str] = []
-    first = min(row["night"] for row in documents)
     for row in lake.read("tokenizers", version=base["tokenizers"]).to_pylist():
         tokenizer = Tokenizer(row["serialized"], row["unit"])
         entries = {one.strip("▁") for one in tokenizer.tokens(range(tokenizer.size))}
@@ -320,8 +318,8 @@ def _remains(
             )
     if forgotten.words:
         remains.append(
-            f"{len(forgotten.words)} words of clusters, in bundles registered since {first}: "
-            "delete those versions to be rid of them"
+            f"{len(forgotten.words)} words of clusters, in the bundles of these versions: delete "
+            "them in the registry to be rid of those"
         )
     return remains
 
