@@ -376,6 +376,95 @@ def tune(
 
 
 @app.command()
+def replay(
+    pipeline: PipelineName,
+    night: Annotated[str, typer.Argument(metavar="NIGHT", help="A published night.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="FOLDER", help="Keep the replay's tables and page here."),
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Work a past night again beside the lake, and compare every table, the model and the bundle.
+
+    Says which stage is the first that differs, and what has changed since: code, libraries,
+    machine, config. Exit code 0: all is the same; 1: something differs; 2: it cannot be replayed.
+
+    Example: nightshift replay headlines 2026-11-22 --json
+    """
+    settings = _settings(config, prefect=False)
+    settings.pipeline(pipeline)
+    from flows.replaying import as_lines
+    from flows.replaying import replay as work_again
+
+    found = work_again(settings, pipeline, night, keep)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        for line in as_lines(found):
+            typer.echo(line)
+    if not found["same"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def lineage(
+    pipeline: PipelineName,
+    doc_id: Annotated[str, typer.Argument(metavar="DOC_ID", help="As in `documents`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Where a document came from, what is said of it, by which model, learned from what and when.
+
+    Example: nightshift lineage reviews r-1041 --json
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.lineage import as_lines
+    from flows.lineage import lineage as trace
+
+    found = trace(settings, pipeline, doc_id)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for line in as_lines(found):
+        typer.echo(line)
+
+
+@app.command()
+def forget(
+    pipeline: PipelineName,
+    doc_ids: Annotated[list[str], typer.Argument(metavar="DOC_ID...", help="As in `documents`.")],
+    reason: Annotated[str, typer.Option(help="Why, for the receipt.")],
+    by: Annotated[str | None, typer.Option(help="Who says so; else the login name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Remove documents for good: from all tables, their old versions, the reports and MLflow.
+
+    They do not come back with another file. The receipt, as JSON, names the models that learned
+    from them and the source files that still hold them. Killed, the same command finishes it.
+
+    Example: nightshift forget reviews r-1041 --reason "request of 3 March" --yes
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.forgetting import as_lines, preview
+    from flows.forgetting import forget as remove
+
+    if not yes:
+        for line in preview(settings, pipeline, doc_ids):
+            typer.echo(line, err=True)
+        if not typer.confirm("Forget them?", err=True):
+            _stop("forget: nothing was changed.")
+    receipt = remove(settings, pipeline, doc_ids, reason, by)
+    typer.echo(json.dumps(receipt, ensure_ascii=False, indent=2))
+    for line in as_lines(receipt):
+        typer.echo(line, err=True)
+
+
+@app.command()
 def export(
     pipeline: PipelineName,
     table: Annotated[str, typer.Argument(metavar="TABLE", help="documents, predictions, ...")],
@@ -416,13 +505,14 @@ def schema(
         typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
-def _settings(config: Path) -> Settings:
+def _settings(config: Path, prefect: bool = True) -> Settings:
     from nightshift.pipeline import load_settings
 
     settings = load_settings(config)
     from flows.environment import prepare
 
-    prepare(Path(settings.reports).parent / ".prefect")
+    if prefect:
+        prepare(Path(settings.reports).parent / ".prefect")
     return settings
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -37,3 +39,21 @@ def prepare(home: Path) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     home.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def apart(home: Path) -> Iterator[None]:
+    """An embedded Prefect of its own, whatever server the environment names.
+
+    Args: its folder. Only what has not imported Prefect yet is told.
+    """
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith("PREFECT_"):
+            del os.environ[name]
+    prepare(home)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -21,6 +21,7 @@ from uuid import UUID
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows import forgetting
 from flows.locking import alone
 from nightshift.errors import ConfigError
 from nightshift.pipeline import Pipeline, Settings, config_digest, load_settings
@@ -33,7 +34,7 @@ from tasks.promote import promote
 from tasks.publish import follow, publish
 from tasks.report import report
 from tasks.rollback import roll_back
-from tasks.stage import STAGES, Night, Turn, code_version
+from tasks.stage import STAGES, Night, Turn, code_version, manifest
 from tasks.tokens import tokenize
 from tasks.tracking import Tracking, open_run, open_store
 from tasks.train import train
@@ -116,6 +117,7 @@ def night(
     redo = _from(retry_from)
     said = Turn.model_validate(turn) if turn else None
     with alone(settings, pipeline, declared):
+        forgetting.finish(settings, pipeline)
         lake = Lake(settings.lake, pipeline, settings.storage_options())
         if said is not None and said.kind == "rollback":
             # Who goes back does not wait for a night that fails: that one follows.
@@ -193,12 +195,14 @@ def _work(
         "nightshift.code": code_version(),
     }
     prefect_run = str(flow_run.get_id() or "")
+    tags |= {"prefect.flow_run_id": prefect_run}
+    if os.environ.get("PREFECT_API_URL"):  # an embedded server shows no pages
+        tags |= {"prefect.flow_run_url": flow_run.get_flow_run_ui_url() or ""}
     if row and row["state"] == "running":
         # We hold the lock, so whoever wrote that is dead.
         _bury(row["prefect_run"])
     tracking = open_run(
-        settings, pipeline, name, row["mlflow_run"] if row else None,
-        {**tags, "prefect.flow_run_id": prefect_run},
+        settings, pipeline, name, row["mlflow_run"] if row else None, tags
     )  # fmt: skip
     if row and row["figures"].get("turn"):
         turn = Turn.model_validate(row["figures"]["turn"])
@@ -209,12 +213,15 @@ def _work(
         "started": row["started"] if row else datetime.now(UTC),
         "config_digest": config_digest(declared),
         "code_version": code_version(),
+        "manifest": manifest(declared),
         "mlflow_run": tracking.run_id,
         "prefect_run": prefect_run,
         "process": f"{socket.gethostname()}:{os.getpid()}",
         "figures": {"turn": turn.model_dump()} if turn else {},
     }
     lake.write_night(begun)
+    # On the flow run from its first minute, even if no report is ever written.
+    log.info("night     MLflow: %s", tracking.link())
     one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo, turn)
     try:
         finished = _rolled_back(one) if turn and turn.kind == "rollback" else _stages(one)

@@ -3,7 +3,8 @@
 NightshiftError            says where, what was found, what was expected, what to do next
 ├── InputError             the person's turn: exit code 2, never retried
 │   ├── ConfigError        pipelines.yaml, an option, a name that does not exist
-│   └── SourceError        a file that cannot be opened or lacks the declared columns
+│   ├── SourceError        a file that cannot be opened or lacks the declared columns
+│   └── ReplayError        a past night of which something is gone that it was worked with
 └── NightError             the night failed: exit code 1, yesterday stays published
     ├── BusyError          another night of this pipeline is running
     ├── AccountError       documents in is not kept + duplicates + rejects
@@ -31,6 +32,10 @@ class ConfigError(InputError):
 
 class SourceError(InputError):
     """A source file cannot be opened, or has no column of the declared name."""
+
+
+class ReplayError(InputError):
+    """A past night cannot be worked again: something that it was worked with is not there."""
 
 
 class NightError(NightshiftError):

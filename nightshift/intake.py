@@ -11,11 +11,13 @@ from typing import Any
 
 from .cleaning import CleaningConfig, clean, content_digest, detect_languages, reject_reason
 from .corpus import current_labels
+from .erasure import forgotten_digests
 from .rows import Row
 from .splits import SplitConfig, side
 from .tables import Lake
 
 ID_REUSED = "id_reused"
+FORGOTTEN = "forgotten"
 RAW_CHARACTERS = 500
 
 
@@ -26,11 +28,13 @@ class Known:
     by_content: doc_id of every known text, by content digest; labels: what the source itself last
     said of a document, by doc_id: a file read again must not overrule a person.
     content_of: content digest by doc_id, kept only where the source names its documents.
+    forgotten: digests of ids and of texts that must not come back.
     """
 
     by_content: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     content_of: dict[str, str] = field(default_factory=dict)
+    forgotten: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -50,7 +54,9 @@ class Taken:
 
 def known_before(lake: Lake, night: str, with_ids: bool) -> Known:
     """What every other night brought in; this night's own rows will be replaced."""
-    known = Known(labels=current_labels(lake, but=night, by="source"))
+    known = Known(
+        labels=current_labels(lake, but=night, by="source"), forgotten=forgotten_digests(lake)
+    )
     for batch in lake.scan("documents", ["doc_id", "content_digest", "night"]):
         columns = [column.to_pylist() for column in batch.columns]
         for doc_id, digest, of_night in zip(*columns, strict=True):
@@ -90,7 +96,10 @@ class Intake:
             # The same id with another text: which of the two is meant, nobody can tell.
             problem = ID_REUSED if self.known.content_of.get(row.id, digest) != digest else None
         where = {"source_file": uri, "row": row.number}
-        if problem:
+        if self.known.forgotten & {digest, content_digest(row.id or "")}:
+            # Not a word of it is kept, whatever else is wrong with it.
+            taken.rejects.append({**where, "reason": FORGOTTEN, "raw": ""})
+        elif problem:
             raw = (row.raw or row.text or "")[:RAW_CHARACTERS].encode("utf-8", "replace").decode()
             taken.rejects.append({**where, "reason": problem, "raw": raw})
         elif digest in self.known.by_content:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import getpass
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -95,6 +95,37 @@ class Journal:
     def last(self) -> int:
         """The number of the newest word about names, 0 before any: how far a night has read."""
         return max((one.number for one in self.since(0)), default=0)
+
+    def erase(self, doc_ids: Iterable[str]) -> int:
+        """Remove every word about some documents, from the file's free pages and log as well.
+
+        Returns: words removed.
+        """
+        if not self.path.exists():
+            return 0
+        gone, wanted = 0, [(one,) for one in doc_ids]
+        with self._opened() as opened:
+            opened.execute("pragma secure_delete = on")
+            tables = [name for (name,) in opened.execute("select name from sqlite_schema "
+                      "where type = 'table'")]  # fmt: skip
+            for table in tables:
+                columns = {row[1] for row in opened.execute(f'pragma table_info("{table}")')}
+                if "doc_id" in columns:
+                    before = opened.total_changes
+                    with opened:
+                        opened.executemany(f'delete from "{table}" where doc_id = ?', wanted)
+                    gone += opened.total_changes - before
+            opened.execute("vacuum")
+            opened.execute("pragma wal_checkpoint(truncate)")
+        return gone
+
+    def copy(self, to: Path) -> None:
+        """Write the journal as it is now to another file; without one nothing is written."""
+        if not self.path.exists():
+            return
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with self._opened() as here, closing(sqlite3.connect(to)) as there:
+            here.backup(there)
 
     def _write_name(
         self, cluster_id: str, name: str | None, class_name: str | None, by: str | None

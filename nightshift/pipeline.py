@@ -199,7 +199,18 @@ def masked(uri: str) -> str:
 
 def config_digest(pipeline: Pipeline) -> str:
     """Digest of everything declared about a pipeline's nights but its secrets."""
-    return digest_of(pipeline.model_dump(mode="json", exclude={"webhook", "tune"}))
+    return digest_of(_of_nights(pipeline))
+
+
+def config_to_keep(pipeline: Pipeline) -> dict[str, Any]:
+    """The same in full, to be kept with a night: passwords in paths are masked."""
+    kept = _of_nights(pipeline)
+    kept["source"]["paths"] = [masked(path) for path in pipeline.source.paths]
+    return kept
+
+
+def _of_nights(pipeline: Pipeline) -> dict[str, Any]:
+    return pipeline.model_dump(mode="json", exclude={"webhook", "tune"})
 
 
 def json_schema() -> dict[str, Any]:

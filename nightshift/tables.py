@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -101,17 +101,26 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("stage", _TEXT), ("digest", _TEXT), ("outputs", _TEXT), ("figures", _TEXT),
         ("seconds", pa.float64()), ("at", _WHEN), _NIGHT,
     ]),
-    # one row per night; versions and figures are JSON
+    # one row per document that was forgotten, in the partition of the newest night there was:
+    # doc_id's own digest, its text's, the document's night, the number of the newest night that
+    # was published then (0: none). Written between nights, by `nightshift forget` alone
+    "tombstones": pa.schema([
+        ("doc_digest", _TEXT), ("content_digest", _TEXT), ("document_night", _TEXT),
+        ("after", pa.int64()), ("by", _TEXT), ("at", _WHEN), _NIGHT,
+    ]),
+    # one row per night; versions, figures and manifest (what it was worked with) are JSON
     "nights": pa.schema([
         ("number", pa.int64()), ("state", _TEXT), ("started", _WHEN), ("finished", _WHEN),
         ("versions", _TEXT), ("config_digest", _TEXT), ("code_version", _TEXT),
         ("model_id", _TEXT), ("model_uri", _TEXT), ("registry_version", pa.int64()),
         ("figures", _TEXT), ("mlflow_run", _TEXT), ("prefect_run", _TEXT), ("process", _TEXT),
-        ("error", _TEXT), _NIGHT,
+        ("error", _TEXT), ("manifest", _TEXT), _NIGHT,
     ]),
 }  # fmt: skip
 
 ROW_GROUP = 65_536
+_JSON = ("versions", "figures", "manifest")
+"""Columns of `nights` that are parsed when read."""
 
 VOLATILE = {
     "at",
@@ -177,6 +186,8 @@ class Lake:
                 opened = DeltaTable.create(
                     self._at(table), SCHEMAS[table], mode="ignore", name=table,
                     partition_by=["night"], storage_options=self._storage,
+                    # By default the log forgets after 30 days: nights name versions for longer.
+                    configuration={"delta.enableExpiredLogCleanup": "false"},
                 )  # fmt: skip
         return NightWriter(opened, table, valid_night(night))
 
@@ -224,31 +235,86 @@ class Lake:
         """Every night that ever started, oldest first; JSON columns are parsed."""
         rows = self.read("nights").to_pylist()
         for row in rows:
-            row["versions"] = json.loads(row["versions"] or "{}")
-            row["figures"] = json.loads(row["figures"] or "{}")
+            for name in _JSON:
+                row[name] = json.loads(row[name] or "{}")
         return sorted(rows, key=lambda row: row["number"])
 
     def write_night(self, row: dict[str, Any]) -> None:
         """Write a night's row; with state `published` this commit is the publication."""
-        packed = {**row, "versions": json.dumps(row.get("versions") or {}, sort_keys=True)}
-        packed["figures"] = json.dumps(row.get("figures") or {}, sort_keys=True)
-        self.replace("nights", row["night"], rows_of("nights", [packed]))
+        self.replace("nights", row["night"], rows_of("nights", [_packed(row)]))
 
     def published(self) -> dict[str, Any] | None:
         """The newest published night, whose `versions` are what readers may see."""
         done = [row for row in self.nights() if row["state"] == "published"]
         return done[-1] if done else None
 
+    def write_nights(self, rows: list[dict[str, Any]]) -> None:
+        """Replace all rows of `nights` in one commit: a reader sees either all old or all new."""
+        opened, actions = self._open("nights", None), []
+        for row in rows:
+            batches = rows_of("nights", [_packed(row)])
+            actions += NightWriter(opened, "nights", row["night"]).lay_down(batches)
+        with _passing(f"writing table 'nights' at {self._at('nights')}"):
+            opened.create_write_transaction(actions, "overwrite", SCHEMAS["nights"], ["night"])
+
+    def rewrite(
+        self,
+        table: str,
+        base: int,
+        order: list[str],
+        edited: dict[str, Callable[[], Iterator[pa.RecordBatch]]],
+    ) -> dict[str, int]:
+        """Write the history of a table anew from the first edited night on, as if its rows had
+        always been these.
+
+        Each later night gets a version in which the table ends with that night, as it did before;
+        the newest has everything. Until the last commit the table is short of its newest nights.
+
+        Args: the version that holds all rows; every night, in order; what replaces the rows of some
+        nights. Returns: from the first of these on, the version as of each night.
+        """
+        whole = self._open(table, base)
+        files = _files_by_night(whole)
+        new = {
+            night: NightWriter(whole, table, night).lay_down(batches())
+            for night, batches in edited.items()
+        }
+        later = order[min(order.index(night) for night in edited) :]
+        opened, versions = self._open(table, None), dict[str, int]()
+        with _passing(f"writing table '{table}' at {self._at(table)}"):
+            there = {*later} & _files_by_night(opened).keys()
+            if there:
+                opened.delete(" or ".join(f"night = '{night}'" for night in sorted(there)))
+            for night in later:
+                actions = new.get(night, files.get(night, []))
+                if actions:
+                    opened.create_write_transaction(actions, "append", SCHEMAS[table], ["night"])
+                opened.update_incremental()
+                versions[night] = opened.version()
+        return versions
+
+    def vacuum(self) -> None:
+        """Delete every file that the newest version of its table does not name, at once."""
+        for table in SCHEMAS:
+            opened = self._open(table, None)
+            if opened is not None:
+                with _passing(f"cleaning table '{table}' at {self._at(table)}"):
+                    opened.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+
     def write_stage(self, night: str, row: dict[str, Any]) -> None:
         """Note that a stage of the night is done, in place of what was noted for it before."""
         others = [one for name, one in self.stages(night).items() if name != row["stage"]]
+        self.write_stages(night, [*others, row])
+
+    def write_stages(self, night: str, rows: list[dict[str, Any]]) -> None:
+        """Note which stages of the night are done, in place of all that was noted before."""
         packed = [
             {
                 **one,
                 "outputs": json.dumps(one["outputs"], sort_keys=True),
                 "figures": json.dumps(one["figures"], sort_keys=True),
             }
-            for one in (*others, row)
+            for one in rows
         ]
         self.replace("stages", night, rows_of("stages", packed))
 
@@ -334,6 +400,15 @@ class NightWriter:
         rows, digest = self._digest.rows, self._digest.hexdigest()
         self.ref = TableRef(self._table, self._opened.version(), rows, digest)
 
+    def lay_down(self, batches: Iterable[pa.RecordBatch]) -> list[Any]:
+        """Write a file that no version names yet; returns the action that adds it, if any."""
+        self.__enter__()
+        for batch in batches:
+            self.write(batch)
+        self._flush()
+        with _passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
+            return self._added()
+
     def _flush(self) -> None:
         import pyarrow.parquet as pq
 
@@ -348,16 +423,15 @@ class NightWriter:
                 )
             self._file.write_batch(rows, row_group_size=ROW_GROUP)
 
-    def _commit(self) -> None:
-        from deltalake.transaction import AddAction
+    def _added(self) -> list[Any]:
+        if self._file is None:
+            return []
+        self._file.close()
+        size = self._store.get_file_info(self._path).size
+        return [_add(self._path, size, self._night, self._digest.rows, int(time.time() * 1000))]
 
-        actions: list[Any] = []
-        if self._file is not None:
-            self._file.close()
-            size = self._store.get_file_info(self._path).size
-            rows = json.dumps({"numRecords": self._digest.rows})
-            now = int(time.time() * 1000)
-            actions.append(AddAction(self._path, size, {"night": self._night}, now, True, rows))
+    def _commit(self) -> None:
+        actions = self._added()
         # Asked for afresh: the table may have moved on while these rows were made.
         self._opened.update_incremental()
         replaced = [("night", "=", self._night)]
@@ -365,6 +439,23 @@ class NightWriter:
             actions, "overwrite", SCHEMAS[self._table], ["night"], replaced
         )
         self._opened.update_incremental()
+
+
+def _add(path: str, size: int, night: str, rows: int, modified: int) -> Any:
+    from deltalake.transaction import AddAction
+
+    stats = json.dumps({"numRecords": rows})
+    return AddAction(path, size, {"night": night}, modified, True, stats)
+
+
+def _files_by_night(opened: Any) -> dict[str, list[Any]]:
+    """The files of a table's version, as actions that add them."""
+    found: dict[str, list[Any]] = {}
+    for one in pa.table(opened.get_add_actions(flatten=True)).to_pylist():
+        night = one["partition.night"]
+        about = (one["size_bytes"], night, one["num_records"], one["modification_time"])
+        found.setdefault(night, []).append(_add(one["path"], *about))
+    return found
 
 
 class _passing:  # noqa: N801 - a context manager, read as a verb
@@ -397,6 +488,11 @@ def valid_night(name: str) -> str:
             "underscores, such as 2026-11-22. Choose another name."
         )
     return name
+
+
+def _packed(night: dict[str, Any]) -> dict[str, Any]:
+    said = {name: json.dumps(night.get(name) or {}, sort_keys=True) for name in _JSON}
+    return {**night, **said}
 
 
 def rows_of(table: str, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:

@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict
 import nightshift
 from nightshift.bundle import Model
 from nightshift.errors import PassingError
-from nightshift.pipeline import Pipeline, Settings
+from nightshift.machine import machine
+from nightshift.pipeline import Pipeline, Settings, config_to_keep
 from nightshift.tables import Lake, TableRef, digest_of
 
 from .tracking import Tracking, scratch
@@ -38,6 +39,8 @@ STAGES = (
 )  # fmt: skip
 RETRY_DELAYS_SECONDS: list[float] = [2, 15]
 
+GIVEN = "given"
+"""Digest of a stage whose outcome was brought from elsewhere, and stands for its night."""
 UNSTABLE = {"version", "uri", "run_id", "registry_version", "seconds", "modified"}
 """Keys of an outcome that differ between two equal nights."""
 
@@ -141,7 +144,7 @@ def stage(
         def run(night: Night, *given: Inputs.args, **named: Inputs.kwargs) -> Result:
             digest = name if once else _digest(night, name, config, given)
             done = night.lake.stages(night.name).get(name)
-            if done and done["digest"] == digest and name not in night.redo:
+            if done and done["digest"] in (digest, GIVEN) and name not in night.redo:
                 log.info("%-9s done before, kept", name)
                 return outcome.model_validate(done["outputs"])
             started = time.perf_counter()
@@ -207,13 +210,29 @@ def stable(value: Any) -> Any:
 
 
 @cache
+def code_files() -> dict[str, str]:
+    """Digest of every file of the library and the tasks, by its name below the checkout."""
+    return {
+        f"{folder.name}/{file.name}": blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        for folder in (Path(nightshift.__file__).parent, Path(__file__).parent)
+        for file in sorted([*folder.glob("*.py"), *folder.glob("*.html")])
+    }
+
+
+@cache
 def code_digest() -> str:
     """Digest of the library's and the tasks' source: changed code makes stages undone."""
-    hasher = blake2b(digest_size=8)
-    for folder in (Path(nightshift.__file__).parent, Path(__file__).parent):
-        for file in sorted([*folder.glob("*.py"), *folder.glob("*.html")]):
-            hasher.update(file.name.encode() + b"\n" + file.read_bytes())
-    return hasher.hexdigest()
+    return digest_of(code_files())[:16]
+
+
+def manifest(pipeline: Pipeline) -> dict[str, Any]:
+    """What it takes to work a night again, and to tell why it came out otherwise: its config, the
+    code, the machine."""
+    return {
+        "config": config_to_keep(pipeline),
+        "code": code_files(),
+        "machine": machine(pipeline.train.device),
+    }
 
 
 def code_version() -> str:

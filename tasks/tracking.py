@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,7 +25,7 @@ os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException, RestException
 
 from nightshift.errors import PassingError
@@ -54,7 +54,8 @@ class Tracking:
 
     @property
     def _client(self) -> MlflowClient:
-        return MlflowClient(self.uri)
+        # The registry is named, too: MLflow would else take the one this process used last.
+        return MlflowClient(self.uri, self.uri)
 
     def figures(self, figures: dict[str, float], step: int = 0, run_id: str | None = None) -> None:
         """Log numbers in one call."""
@@ -266,7 +267,7 @@ def open_run(
         _passing(f"opening MLflow at {masked(settings.mlflow)}"),
         _quiet(),
     ):
-        client = MlflowClient(settings.mlflow)
+        client = MlflowClient(settings.mlflow, settings.mlflow)
         experiment = client.get_experiment_by_name(pipeline)
         if experiment is None:
             root = _artifact_root(settings.mlflow, pipeline)
@@ -277,6 +278,8 @@ def open_run(
             with suppress(MlflowException):
                 client.update_run(run_id, status="RUNNING")
                 _close_attempts(client, experiment_id, run_id)
+                for key, value in tags.items():  # another flow run goes on with it
+                    client.set_tag(run_id, key, value)
                 return Tracking(settings.mlflow, run_id)
         run = client.create_run(experiment_id, run_name=night, tags=tags)
     return Tracking(settings.mlflow, run.info.run_id)
@@ -285,7 +288,7 @@ def open_run(
 def run_of_study(uri: str, pipeline: str, study: str) -> str | None:
     """The run that was opened with this tag of a study; None without one."""
     with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
-        client = MlflowClient(uri)
+        client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name(pipeline)
         if experiment is None:
             return None
@@ -304,7 +307,7 @@ def _close_attempts(client: MlflowClient, experiment_id: str, run_id: str) -> No
 def open_store(uri: str) -> None:
     """Make the store ready to answer; a new SQLite file takes MLflow three seconds to lay out."""
     with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
-        MlflowClient(uri).search_experiments(max_results=1)
+        MlflowClient(uri, uri).search_experiments(max_results=1)
 
 
 def be_brief() -> None:
@@ -316,10 +319,83 @@ def reach(uri: str) -> str:
     """What is found at a tracking URI, in words; raises PassingError when nothing answers."""
     be_brief()
     with _store_lock(uri), _passing(f"opening MLflow at {masked(uri)}"), _quiet():
-        client = MlflowClient(uri)
+        client = MlflowClient(uri, uri)
         experiments = len(client.search_experiments())
         models = len(client.search_registered_models())
     return f"{experiments} experiments, {models} registered models"
+
+
+def bundle_digest(uri: str, pipeline: str, version: int) -> str | None:
+    """The digest of a registered version's bundle; None where the registry has no such version."""
+    with _passing(f"asking MLflow at {masked(uri)} for version {version}"), _quiet():
+        client = MlflowClient(uri, uri)
+        found = client.search_model_versions(f"name = '{pipeline}' and version_number = {version}")
+    return found[0].tags.get(BUNDLE_TAG) if found else None
+
+
+def versions_of(uri: str, pipeline: str) -> list[dict[str, Any]]:
+    """Every registered version: its number, model_id, night and run, the oldest first."""
+    with _store_lock(uri), _passing(f"asking MLflow at {masked(uri)} for its versions"), _quiet():
+        found = MlflowClient(uri, uri).search_model_versions(
+            f"name = '{pipeline}'", max_results=10_000
+        )
+    rows = [
+        {
+            "version": int(one.version),
+            "model_id": one.tags.get(MODEL_TAG),
+            "night": one.tags.get("nightshift.night"),
+            "run": one.run_id,
+        }
+        for one in found
+    ]
+    return sorted(rows, key=lambda row: row["version"])
+
+
+def rewrite_artifacts(
+    uri: str, pipeline: str, kinds: Collection[str], edit: Callable[[str, str], str]
+) -> list[str]:
+    """Edit what a pipeline's runs keep, models aside; returns `run/path` of all that changed.
+
+    Args: endings of the files to look at; their text and ending -> the text to keep instead.
+    """
+    changed: list[str] = []
+    with _passing(f"cleaning what MLflow at {masked(uri)} keeps"), _quiet():
+        client = MlflowClient(uri, uri)
+        experiment = client.get_experiment_by_name(pipeline)
+        if experiment is None:
+            return []
+        for run_id in _runs(client, experiment.experiment_id):
+            for path in _files(client, run_id):
+                if Path(path).suffix not in kinds:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    there = client.download_artifacts(run_id, path, folder)
+                    before = Path(there).read_text(encoding="utf-8")
+                after = edit(before, Path(path).suffix)
+                if after != before:
+                    client.log_text(run_id, after, path)
+                    changed.append(f"{run_id}/{path}")
+    return changed
+
+
+def _runs(client: MlflowClient, experiment_id: str) -> Iterator[str]:
+    """All runs of an experiment, those that were deleted, too."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], "", ViewType.ALL, 1000, page_token=token)
+        yield from (run.info.run_id for run in page)
+        token = page.token
+        if not token:
+            return
+
+
+def _files(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
+    """Paths of a run's artifacts; models, whose files belong together, are left out."""
+    for one in client.list_artifacts(run_id, folder):
+        if one.is_dir and one.path not in ("models", BUNDLE):
+            yield from _files(client, run_id, one.path)
+        elif not one.is_dir:
+            yield one.path
 
 
 def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:

@@ -16,7 +16,7 @@ from flows import cli
 
 COMMANDS = [
     "sample", "init", "check", "run", "status", "clusters", "name", "predict", "export", "schema",
-    "tune", "champion", "promote", "rollback",
+    "tune", "champion", "promote", "rollback", "replay", "forget", "lineage",
 ]  # fmt: skip
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 
@@ -103,6 +103,9 @@ READING = [
     ["predict", "headlins"],
     ["export", "headlins", "documents"],
     ["tune", "headlins"],
+    ["replay", "headlins", "n1"],
+    ["lineage", "headlins", "r-1"],
+    ["forget", "headlins", "r-1", "--reason", "asked for"],
 ]
 
 

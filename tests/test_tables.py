@@ -272,3 +272,12 @@ def test_a_digest_of_json_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of([1, 2]) != digest_of([2, 1])
     assert len(digest_of(None)) == 32
+
+
+def test_versions_that_nights_name_do_not_expire(tmp_path: Path) -> None:
+    from deltalake import DeltaTable
+
+    lake = Lake(str(tmp_path), "p")
+    lake.replace("labels", "n1", [])
+    kept = DeltaTable(f"{lake.root}/labels").metadata().configuration
+    assert kept["delta.enableExpiredLogCleanup"] == "false"
