@@ -6,16 +6,31 @@ are imported under a name made of their own digest, so that two versions never s
 
 import hashlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
 EMPTY = dict.fromkeys(
     ["label", "probability", "abstained", "top", "cluster_id", "cluster_name", "distance", "error"]
 )
 """Every answer has these columns, whatever the model and the text."""
+
+
+def _refuse_altered_code(folder):
+    """Before it runs; the rest is compared with the same list by that code, when it reads it."""
+    noted = json.loads((folder / "files.json").read_text(encoding="utf-8"))
+    for name in (one for one in noted if one.startswith("code/")):
+        body = (folder / name).read_bytes() if (folder / name).is_file() else b""
+        head = f"{name}\n{len(body)}\n".encode()
+        if hashlib.blake2b(head + body, digest_size=16).hexdigest() != noted[name]:
+            raise MlflowException(
+                f"{folder}: found {name} missing, cut or altered since the night that wrote it. "
+                "Fetch these files again, or roll back to another version."
+            )
 
 
 def _load_code(folder):
@@ -38,6 +53,7 @@ class Served(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
         """Read the bundle's files."""
         folder = Path(context.artifacts["bundle"])
+        _refuse_altered_code(folder)
         self.bundle = _load_code(folder / "code").Bundle.load(folder)
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
