@@ -285,10 +285,10 @@ def _as_text(row: dict[str, Any], columns: list[str], typed: bool = False) -> di
 def _said(value: Any) -> str | None:
     if value is None:
         return None
-    if isinstance(value, int | float | list | dict):
-        return json.dumps(value, default=str, ensure_ascii=False)
+    plain = isinstance(value, int | float | list | dict)
+    said = json.dumps(value, default=str, ensure_ascii=False) if plain else str(value)
     # Half a character, which JSON allows, cannot be encoded.
-    return str(value).encode("utf-8", "replace").decode()
+    return said.encode("utf-8", "replace").decode()
 
 
 def _top_as_text(answer: dict[str, Any], added: pa.Schema) -> dict[str, Any]:

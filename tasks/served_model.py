@@ -47,6 +47,17 @@ def _load_code(folder):
     return importlib.import_module(f"{name}.bundle")
 
 
+def _text(value, place):
+    """A value of the frame as a text; a missing one is empty. Others are a 400 over HTTP."""
+    if isinstance(value, str):
+        return value
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    raise MlflowException.invalid_parameter_value(
+        f"text[{place}]: found {value!r}, expected a text."
+    )
+
+
 class Served(mlflow.pyfunc.PythonModel):
     """Texts in, labels and clusters out."""
 
@@ -57,12 +68,18 @@ class Served(mlflow.pyfunc.PythonModel):
         self.bundle = _load_code(folder / "code").Bundle.load(folder)
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
-        """A frame with a column `text` -> one row of answers per text, in order."""
+        """A frame with a column `text` -> one row of answers per text, in order.
+
+        MLflow itself makes text of the numbers, and of the nulls, in a request's `inputs`.
+        """
         params = params or {}
-        texts = ["" if text is None else str(text) for text in model_input["text"].tolist()]
-        answers = self.bundle.answer(
-            texts, top=int(params.get("top_k", 3)), vectors=bool(params.get("embeddings", False))
-        )
+        texts = [_text(value, place) for place, value in enumerate(model_input["text"].tolist())]
+        top = int(params.get("top_k", 3))
+        if top < 0:
+            raise MlflowException.invalid_parameter_value(
+                f"params.top_k: found {top}, expected a whole number from 0."
+            )
+        answers = self.bundle.answer(texts, top=top, vectors=bool(params.get("embeddings", False)))
         # Objects with None: a missing number would become NaN, which is no JSON.
         rows = [{**EMPTY, **answer} for answer in answers]
         return pd.DataFrame(rows, index=model_input.index, dtype=object)

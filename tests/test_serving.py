@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -469,3 +470,85 @@ def test_the_command_answers_and_finishes_what_it_began_when_told_to_stop(house:
     finally:
         process.kill()
         process.wait()
+
+
+# --- MLflow's own server --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mlflow_port(house: House) -> Iterator[int]:
+    """`mlflow models serve` of the champion, in this environment."""
+    crown(house, 1)
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    python = Path(sys.executable)
+    process = subprocess.Popen(
+        [python, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(port),
+         "--model-uri", f"models:/{house.name}@champion"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": STORE,
+             "PATH": f"{python.parent}:{os.environ['PATH']}"},
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        waited = time.monotonic() + 200
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < waited
+            with suppress(OSError):
+                if invoke(port, None, "/health")[0] == 200:
+                    break
+            time.sleep(0.3)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def invoke(port: int, body: Any, path: str = "/invocations") -> tuple[int, str]:
+    own = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    own.request("GET" if body is None else "POST", path, sent, {"Content-Type": "application/json"})
+    answer = own.getresponse()
+    return answer.status, answer.read().decode()
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_same_answers_in_a_batch(mlflow_port: int, served: Served) -> None:
+    columns = {"columns": ["text"], "data": [[one] for one in [*TEXTS, "", None]]}
+    for body in (
+        {"dataframe_split": columns, "params": {"top_k": 2, "embeddings": True}},
+        {"inputs": {"text": TEXTS}},
+        {"dataframe_records": [{"text": one} for one in TEXTS]},
+    ):
+        status, found = invoke(mlflow_port, body)
+        assert status == 200
+        said = json.loads(found)["predictions"]
+        ours = served.ask("/invocations", body)[1]["predictions"]
+        assert len(said) == len(ours) == (7 if "dataframe_split" in body else 5)
+        for mine, other in zip(said, ours, strict=True):
+            assert mine.keys() >= other.keys() - {"vector"}
+            given = {key for key in mine if mine[key] is not None}
+            assert close([{key: mine[key] for key in given}], [{key: other[key] for key in given}])
+        assert [one["error"] for one in said[5:]] == ["no_text", "no_text"][: len(said) - 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"not json", "valid JSON"),
+        ({}, "exactly one of the input fields"),
+        ({"inputs": {"texts": ["a"]}}, "missing inputs ['text']"),
+        ({"dataframe_records": [{"t": "a"}]}, "missing inputs ['text']"),
+        ({"dataframe_records": [{"text": "a"}, {"text": 17}]}, "text[1]: found 17"),
+        ({"dataframe_split": {"columns": ["text"], "data": [[["a"]]]}}, "text[0]: found ['a']"),
+        ({"inputs": {"text": ["a"]}, "params": {"top_k": "x"}}, "top_k"),
+        ({"inputs": {"text": ["a"]}, "params": {"top_k": -1}}, "params.top_k: found -1"),
+    ],
+)
+def test_mlflow_answers_bad_input_with_a_400_that_names_the_field(
+    mlflow_port: int, body: Any, words: str
+) -> None:
+    status, found = invoke(mlflow_port, body)
+    assert status == 400
+    assert words in json.loads(found)["message"]
