@@ -209,15 +209,15 @@ def _answer(jobs: list[Job]) -> None:
     texts = [text for job in jobs for text in job.asked.texts]
     top = max(job.asked.top for job in jobs)
     rows = iter(jobs[0].champion.bundle.answer(texts, top, jobs[0].asked.vectors))
-    answers = [[_row(next(rows), job.asked.top) for _ in job.asked.texts] for job in jobs]
+    answers = [[_row(next(rows), job.asked) for _ in job.asked.texts] for job in jobs]
     for job, answer in zip(jobs, answers, strict=True):
         job.rows.set_result(answer)
 
 
-def _row(answer: dict[str, Any], top: int) -> dict[str, Any]:
+def _row(answer: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """All keys, whatever the model and the text; as many labels as this request wants."""
-    row = {**ANSWERED, **answer}
-    return {**row, "top": row["top"][:top]} if row["top"] else row
+    row = {**ANSWERED, **({"vector": None} if asked.vectors else {}), **answer}
+    return {**row, "top": row["top"][: asked.top]} if row["top"] else row
 
 
 # --- HTTP -----------------------------------------------------------------------------------

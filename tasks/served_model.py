@@ -79,9 +79,11 @@ class Served(mlflow.pyfunc.PythonModel):
             raise MlflowException.invalid_parameter_value(
                 f"params.top_k: found {top}, expected a whole number from 0."
             )
-        answers = self.bundle.answer(texts, top=top, vectors=bool(params.get("embeddings", False)))
-        # Objects with None: a missing number would become NaN, which is no JSON.
-        rows = [{**EMPTY, **answer} for answer in answers]
+        vectors = bool(params.get("embeddings", False))
+        answers = self.bundle.answer(texts, top=top, vectors=vectors)
+        # Objects with None: a missing number or vector would become NaN, which is no JSON.
+        empty = {**EMPTY, "vector": None} if vectors else EMPTY
+        rows = [{**empty, **answer} for answer in answers]
         return pd.DataFrame(rows, index=model_input.index, dtype=object)
 
 
