@@ -370,7 +370,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket at the address. Raises: ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        found = socket.create_server((host, port), family=family, backlog=2048)
+        # Connections inherit it. Else the body waits 40 ms for the client to confirm the headers.
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return found
     except OSError as error:
         raise ConfigError(
             f"--host, --port: cannot listen on {host}:{port} ({error.strerror or error}). "
