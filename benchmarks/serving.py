@@ -83,6 +83,7 @@ def main() -> int:
         config, texts = two_nights(options.data, Path(folder))
         row = measure(config, texts, options.seconds, options.rounds)
         row["sharing"] = sharing(config, texts, options.seconds)
+        row["files"] = files(config, texts)
         if options.environment:
             row["environment"] = in_fresh_environment(config, Path(folder))
         elif CORPUS in kept(options.out, "serving.json"):
@@ -353,6 +354,27 @@ def sharing(config: Path, texts: list[str], seconds: float) -> dict[str, float]:
     return {name: median(rates) for name, rates in found.items()}
 
 
+# --- files ----------------------------------------------------------------------------------
+
+
+def files(config: Path, texts: list[str]) -> list[dict[str, float]]:
+    """`nightshift predict --out` of the corpus, once and several times over: does memory grow?"""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    for times in (1, 4, 16):
+        file, out = (config.with_name(f"{name}-{times}.parquet") for name in ("texts", "scored"))
+        pq.write_table(pa.table({"text": texts * times}), file)
+        done = run([str(NIGHTSHIFT), "predict", CORPUS, str(file), "--out", str(out),
+                    "--config", str(config)])  # fmt: skip
+        rows = pq.read_metadata(out).num_rows
+        if rows != times * len(texts):
+            raise SystemExit(f"serving: {rows} of {times * len(texts)} rows were written.")
+        found.append({"rows": rows, "seconds": done.wall_seconds, "peak_mib": done.peak_mib})
+    return found
+
+
 # --- a fresh environment --------------------------------------------------------------------
 
 LOADING = """
@@ -450,6 +472,19 @@ def page(row: dict[str, Any]) -> str:
         "## How requests share the model", "",
         "Eight threads of one process ask for one text at a time, without HTTP:", "",
         *table(["way", "texts/s"], [[n, f"{v:,.0f}"] for n, v in row["sharing"].items()]),
+        "",
+    ]  # fmt: skip
+    lines += [
+        "## Large files", "",
+        "`nightshift predict --out` of the corpus once, four and sixteen times over, start included:",
+        "",
+        *table(
+            ["rows", "seconds", "peak MiB"],
+            [
+                [f"{one['rows']:,}", f"{one['seconds']:.0f}", f"{one['peak_mib']:,.0f}"]
+                for one in row["files"]
+            ],
+        ),
         "",
     ]  # fmt: skip
     alone = row.get("environment")

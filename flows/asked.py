@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nightshift.config import nearest
-
 MOST_BYTES = 16 << 20
 """A longer body is refused."""
 MOST_TEXTS = 1_000
@@ -162,8 +160,9 @@ PARAMS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 def _only(found: dict[str, Any], known: tuple[str, ...], inside: str) -> None:
     for key in found:
         if key not in known:
-            near = nearest(key, known).rstrip(".?").replace("known here: ", "one of ")
-            raise RefusedError(f"{inside}{_cut(key)}", "an unknown name", f"another ({near})")
+            raise RefusedError(
+                f"{inside}{_cut(key)}", "an unknown name", f"one of {', '.join(known)}"
+            )
 
 
 def _keys(found: dict[str, Any]) -> str:

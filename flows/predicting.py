@@ -40,7 +40,7 @@ ANSWERED: dict[str, Any] = dict.fromkeys(ADDED.names[:-1])
 """What every answer has, whatever the model and the text."""
 ENDINGS = (".parquet", ".csv", ".jsonl")
 CHUNK = 1_000
-GROUP_BYTES = 32 << 20
+GROUP_BYTES = 16 << 20
 """About so much of a Parquet file is written at once: chunks would be very small row groups."""
 
 

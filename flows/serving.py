@@ -375,7 +375,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return found
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(
-            f"--host, --port: cannot listen on {host}:{port} ({error.strerror or error}). "
-            "Give another, or stop what listens there."
+            f"--host, --port: cannot listen on {host}:{port} ({why}). Give another, or stop what "
+            "listens there."
         ) from error

@@ -166,7 +166,7 @@ REFUSED = [
     ("/predict", b"[" * 100_000, "body", "no JSON"),
     ("/predict", b"[1]", "body", "a list of 1"),
     ("/predict", {}, "texts", "nothing"),
-    ("/predict", {"text": ["a"]}, "text", "did you mean 'texts'"),
+    ("/predict", {"text": ["a"]}, "text", "expected one of texts, top_k"),
     ("/predict", {"texts": "a text"}, "texts", '"a text"'),
     ("/predict", {"texts": ["a", 17]}, "texts[1]", "found 17, expected a text"),
     ("/predict", {"texts": [float("nan")]}, "texts[0]", "found NaN"),
