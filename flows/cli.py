@@ -322,17 +322,24 @@ def predict(
         str, typer.Argument(metavar="[FILE|-]", help="Texts; - or nothing reads lines of text.")
     ] = "-",
     top: Annotated[int, typer.Option(min=1, max=1000, help="Likeliest labels to show.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the file again in .parquet, .csv or .jsonl, predictions beside."),
+    ] = None,
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Label texts with the champion: one JSON line per text, in order.
 
     A .csv, .tsv, .jsonl or .parquet file is read like the pipeline's source; any other, and
-    standard input, one text per line.
+    standard input, one text per line. With --out all columns are kept, whatever the file's size.
 
     Example: echo 'My card was stolen' | nightshift predict questions
     """
     settings = _settings(config)
     declared = settings.pipeline(pipeline)
+    if out is not None:
+        _score(settings, pipeline, file, out, top)
+        return
     from flows.reading import predictions, texts_of_file, texts_of_lines
 
     texts = (
@@ -341,6 +348,32 @@ def predict(
     for answer in predictions(settings, pipeline, texts, top):
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sys.stdout.flush()
+
+
+@app.command()
+def serve(
+    pipeline: PipelineName,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. There is no password: mind who reaches it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes one that is free.")] = 8000,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds between looks at the champion.")
+    ] = 2.0,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Answer over HTTP with the champion, and with the next one as soon as it is champion.
+
+    POST /predict and /invocations (as `mlflow models serve`); GET /ready, /health, /version,
+    /metrics. Example of a request: {"texts": ["My card was stolen"], "top_k": 3}
+
+    Example: nightshift serve questions --port 8000
+    """
+    settings = _settings(config)
+    settings.pipeline(pipeline)
+    from flows.serving import serve as answer
+
+    answer(settings, pipeline, host, port, every)
 
 
 @app.command()
@@ -503,6 +536,20 @@ def schema(
         typer.echo(reference(), nl=False)
     else:
         typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _score(settings: Settings, pipeline: str, file: str, out: Path, top: int) -> None:
+    """`predict --out`."""
+    from flows.predicting import check_places, score_file
+    from flows.reading import champion
+
+    check_places(file, out)
+    number, bundle = champion(settings, pipeline)
+    source = settings.pipeline(pipeline).source
+    rows, renamed = score_file(bundle, number, file, source, out, top)
+    typer.echo(f"{out}: {rows} rows, by version {number} of {pipeline}")
+    for old, new in renamed.items():
+        typer.echo(f"the file has a column {old}; the prediction is in {new}")
 
 
 def _settings(config: Path, prefect: bool = True) -> Settings:

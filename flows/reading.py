@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nightshift.errors import ConfigError, NightError
 from nightshift.pipeline import Settings
 from nightshift.sources import SourceConfig
 from nightshift.tables import SCHEMAS, Lake
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Bundle
 
 BATCH = 256
 """Texts answered together."""
@@ -132,23 +135,25 @@ def texts_of_file(path: str, source: SourceConfig) -> Iterator[str]:
         with Path(path).open("rb") as stream:
             yield from texts_of_lines(stream)
         return
-    alone = source.model_copy(
-        update={"paths": [path], "label": None, "id": None, "split": None, "time": None,
-                "format": "auto"}
-    )  # fmt: skip
-    for rows in read_rows(path, alone):
+    for rows in read_rows(path, texts_alone(path, source)):
         for row in rows:
             yield row.text or ""
 
 
-def predictions(
-    settings: Settings, pipeline: str, texts: Iterable[str], top: int
-) -> Iterator[dict[str, Any]]:
-    """The champion's answer to each text, in order.
+def texts_alone(path: str, source: SourceConfig) -> SourceConfig:
+    """The pipeline's source for one file, of which only the texts are wanted."""
+    return source.model_copy(
+        update={"paths": [path], "label": None, "id": None, "split": None, "time": None,
+                "format": "auto"}
+    )  # fmt: skip
 
-    Raises: NightError while the pipeline has no champion.
+
+def champion(settings: Settings, pipeline: str) -> tuple[int, Bundle]:
+    """The champion's version and bundle, read by the code that it brings.
+
+    Raises: NightError while the pipeline has none, BundleError where its files are damaged.
     """
-    from nightshift.bundle import Bundle
+    from nightshift.integrity import load_as_made
     from tasks.tracking import champion_bundle
 
     found = champion_bundle(settings.mlflow, pipeline)
@@ -156,8 +161,17 @@ def predictions(
         raise NightError(
             f"predict: {pipeline} has no champion yet. Run a night first: nightshift run {pipeline}"
         )
-    number, folder = found
-    bundle = Bundle.load(folder)
+    return found[0], load_as_made(found[1])
+
+
+def predictions(
+    settings: Settings, pipeline: str, texts: Iterable[str], top: int
+) -> Iterator[dict[str, Any]]:
+    """The champion's answer to each text, in order.
+
+    Raises: as `champion`.
+    """
+    number, bundle = champion(settings, pipeline)
     remaining = iter(texts)
     while batch := list(islice(remaining, BATCH)):
         for text, answer in zip(batch, bundle.answer(batch, top), strict=True):
@@ -209,24 +223,26 @@ def _current(lake: Lake, published: dict[str, Any], table: str, rows: Any) -> An
 
 
 def _write_csv(rows: Any, out: Path | None) -> None:
-    stream = sys.stdout if out is None else _new_file(out)
+    stream = sys.stdout if out is None else new_csv(out)
     try:
         writer = csv.writer(stream)
         writer.writerow(rows.columns)
         for row in rows.itertuples(index=False):
-            writer.writerow([_cell(value) for value in row])
+            writer.writerow([cell(value) for value in row])
     finally:
         if out is not None:
             stream.close()
 
 
-def _new_file(out: Path) -> Any:
+def new_csv(out: Path) -> Any:
+    """A file that spreadsheets take for what it is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # With a mark at the start, or Excel takes Chinese for something else.
     return out.open("w", newline="", encoding="utf-8-sig")
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value for CSV; what a spreadsheet would take for a formula gets an apostrophe in front."""
     if isinstance(value, str):
         return "'" + value if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
     if hasattr(value, "tolist"):

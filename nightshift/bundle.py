@@ -8,6 +8,7 @@ A folder of plain files, no pickle:
     clusters.json         ids, names and keywords      (bundle only)
     centroids.safetensors float32 (clusters, width)    (bundle only)
     code/                 these very modules, so that the bundle answers without Nightshift
+    files.json            the digest of each of these files    (bundle only)
 
 `model_id` is the digest of the first three. The modules in `code/` import one another relatively:
 two bundles of different versions live in one process under different package names.
@@ -20,7 +21,6 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from .deciding import Blend, Reject, Spaces, Threshold, apply_threshold
 from .encoders import Network
 from .errors import BundleError, ConfigError
 from .inference import Watch, forward, pick_device, unwatched
+from .integrity import CODE, digest, note_files, require, verify
 from .nearest import UNASSIGNED, Cells, unit
 from .pretrained import Pretrained
 from .recipe import ModelConfig
@@ -42,10 +43,11 @@ from .vectors import CorpusVectors
 from .wide import Wide
 
 WEIGHTS, TOKENIZER, MODEL = "weights.safetensors", "tokenizer.json", "model.json"
-CLUSTERS, CENTROIDS, CODE = "clusters.json", "centroids.safetensors", "code"
+CLUSTERS, CENTROIDS = "clusters.json", "centroids.safetensors"
 MODULES = [
     "__init__", "batches", "bundle", "cells", "cleaning", "config", "deciding", "encoders",
-    "errors", "inference", "nearest", "pretrained", "recipe", "tokenizer", "vectors", "wide",
+    "errors", "inference", "integrity", "nearest", "pretrained", "recipe", "tokenizer", "vectors",
+    "wide",
 ]  # fmt: skip
 BATCH_TOKENS = 16_384
 ONE_PATH = Blend(1.0, 1.0, 1.0)
@@ -189,7 +191,7 @@ class Model:
 
         Raises: BundleError when a file is missing or damaged, or the parts do not belong together.
         """
-        _complete(folder, (WEIGHTS, TOKENIZER, MODEL))
+        require(folder, (WEIGHTS, TOKENIZER, MODEL))
         try:
             return cls._read(folder)
         except (BundleError, ConfigError):  # the latter where an extra is missing
@@ -277,7 +279,7 @@ class Clusters:
     @classmethod
     def load(cls, folder: Path) -> Clusters:
         """Read what `save` wrote."""
-        _complete(folder, (CENTROIDS,))
+        require(folder, (CENTROIDS,))
         about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
         kept = tensors.load_file(folder / CENTROIDS)
         cells = Cells(kept["centroids"].numpy(), kept["scales"].numpy(), float(kept["radius"]))
@@ -301,11 +303,15 @@ class Bundle:
         (folder / CODE).mkdir(exist_ok=True)
         for name in MODULES:
             shutil.copyfile(Path(__file__).with_name(f"{name}.py"), folder / CODE / f"{name}.py")
-        return _digest(folder, sorted(p for p in folder.rglob("*") if p.is_file()))
+        return note_files(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises: BundleError when a file is missing, cut, altered, or not of this model.
+        """
+        verify(folder)
         model = Model.load(folder)
         there = (folder / CLUSTERS).is_file()
         return cls(model, Clusters.load(folder) if there else None)
@@ -355,26 +361,9 @@ class Bundle:
         }
 
 
-def _complete(folder: Path, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise BundleError(
-            f"{folder}: found no {', '.join(missing)}, without which a model cannot answer. "
-            "Run the night that made it again, or roll back to another version."
-        )
-
-
 def model_id(folder: Path) -> str:
     """Digest of weights, tokenizer and calibration, 16 hexadecimal digits."""
-    return _digest(folder, [folder / name for name in (WEIGHTS, TOKENIZER, MODEL)])[:16]
-
-
-def _digest(folder: Path, files: list[Path]) -> str:
-    hasher = blake2b(digest_size=16)
-    for file in files:
-        hasher.update(f"{file.relative_to(folder).as_posix()}\n{file.stat().st_size}\n".encode())
-        hasher.update(file.read_bytes())
-    return hasher.hexdigest()
+    return digest(folder, [folder / name for name in (WEIGHTS, TOKENIZER, MODEL)])[:16]
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -53,19 +53,22 @@ def read_values(
 
     Raises: lines.DamagedError after the last readable batch of a corrupt file.
     """
-    for batch in _batches(uri, file, [name for name in names if name], max_rows):
+    for batch in read_batches(uri, file, [name for name in names if name], max_rows):
         found = batch.schema.names
         columns = [
-            _values(batch.column(found.index(name))) if name else repeat(None, batch.num_rows)
+            values_of(batch.column(found.index(name))) if name else repeat(None, batch.num_rows)
             for name in names
         ]
         yield from zip(*columns, strict=True)
 
 
-def _batches(
+def read_batches(
     uri: str, file: pq.ParquetFile, names: list[str], max_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of the named columns, few enough rows at a time that long documents fit."""
+    """Batches of the named columns, few enough rows at a time that long documents fit.
+
+    Raises: lines.DamagedError after the last readable batch of a corrupt file.
+    """
     groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
     row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
     rows = min(max_rows, 1 + int(BATCH_BYTES / max(row_bytes, 1)))
@@ -77,7 +80,7 @@ def _batches(
         raise DamagedError(str(error)) from error
 
 
-def _values(column: pa.Array) -> list[Any]:
+def values_of(column: pa.Array) -> list[Any]:
     """Python values; bytes are decoded, and what is not text becomes Undecodable."""
     if pa.types.is_timestamp(column.type):
         # Nanoseconds would come as pandas objects, other zones as zone names to look up.

@@ -54,6 +54,8 @@ __all__ = [
     "is_settled",
     "list_files",
     "read_rows",
+    "whole_columns",
+    "whole_records",
 ]
 
 CHUNK_ROWS = 2_000
@@ -157,6 +159,67 @@ def columns_of(uri: str, config: SourceConfig) -> list[str]:
         if kind == "jsonl":
             return _json_keys(text)
         return next(_csv_records(uri, text, config), ([], None, ""))[0]
+
+
+def whole_columns(uri: str, config: SourceConfig) -> list[str]:
+    """The columns of a table that has texts; empty for an empty file.
+
+    Raises: SourceError without the declared text column, or where a name stands twice.
+    """
+    found = columns_of(uri, config)
+    if found:
+        _require(uri, "text", config.text, found)
+    twice = sorted({name for name in found if found.count(name) > 1})
+    if twice:
+        raise SourceError(
+            f"{uri}: found column {', '.join(map(repr, twice))} twice, expected every name once. "
+            "Rename one of them."
+        )
+    return found
+
+
+def whole_records(uri: str, config: SourceConfig) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Every record of a CSV or JSONL file with all that it holds, and what is wrong with it.
+
+    Values are as the file has them, so text in CSV. A record that cannot be taken apart is empty.
+    Raises: SourceError where the file breaks off, for then none of it should be used.
+    """
+    kind, compression = _format_of(uri, config)
+    with open_bytes(uri) as stream:
+        text = open_text(stream, uri, compression, config.encoding)
+        try:
+            yield from (_json_records if kind == "jsonl" else _csv_mappings)(uri, text, config)
+        except DamagedError as error:
+            raise SourceError(f"{uri}: breaks off ({error}). Write it again.") from error
+
+
+def _json_records(
+    uri: str, text: OpenText, config: SourceConfig
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    for line in split_lines(text, config.max_row_bytes):
+        if not line.strip():
+            continue
+        if isinstance(line, TooLong):
+            yield {}, LINE_TOO_LONG
+            continue
+        decoded, whole = decode(line, text.encoding)
+        record = _parse_json(decoded)
+        problem = UNREADABLE_LINE if record is None else None
+        yield record or {}, problem if whole else UNDECODABLE
+
+
+def _csv_mappings(
+    uri: str, text: OpenText, config: SourceConfig
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    records = _csv_records(uri, text, config)
+    header = next(records, ([], None, ""))[0]
+    for fields, problem, _ in records:
+        if len(fields) != len(header):
+            yield {}, problem or WRONG_FIELDS
+        else:
+            # What could not be decoded was escaped; nothing could encode that again.
+            plain = (field.encode("utf-8", "replace").decode() for field in fields)
+            yield dict(zip(header, plain, strict=True)), problem
 
 
 def _format_of(uri: str, config: SourceConfig) -> tuple[str, str]:

@@ -28,7 +28,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException, RestException
 
-from nightshift.errors import PassingError
+from nightshift.errors import BundleError, ConfigError, PassingError
+from nightshift.integrity import verify
 from nightshift.pipeline import Settings, masked
 from nightshift.tables import TableRef
 
@@ -43,6 +44,8 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MODEL_TAG = "nightshift.bundle", "nightshift.model_id"
 MODEL_REF_TAG = "nightshift.model"
 STUDY_TAG = "nightshift.study"
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""How MLflow says that a model, version or alias is not there."""
 
 
 @dataclass(frozen=True)
@@ -398,23 +401,60 @@ def _files(client: MlflowClient, run_id: str, folder: str | None = None) -> Iter
             yield one.path
 
 
-def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:
-    """Version and folder of the bundle behind the alias `champion`; None without one."""
+def champion_version(uri: str, pipeline: str) -> int | None:
+    """The version behind the alias `champion`; None without one.
+
+    Raises: PassingError when the registry does not answer.
+    """
     with _passing(f"asking MLflow at {masked(uri)} for the champion"), _quiet():
-        client = MlflowClient(uri, uri)
         try:
-            version = client.get_model_version_by_alias(pipeline, CHAMPION)
-        except MlflowException:
-            return None
-        return int(version.version), bundle_of(uri, pipeline, int(version.version))
+            return int(
+                MlflowClient(uri, uri).get_model_version_by_alias(pipeline, CHAMPION).version
+            )
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return None
+            raise
 
 
-def bundle_of(uri: str, pipeline: str, version: int) -> Path:
-    """The bundle's folder of a registered version, on this machine."""
+def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:
+    """Version and folder of the bundle behind the alias `champion`; None without one.
+
+    Raises: as `champion_version` and `bundle_of`.
+    """
+    number = champion_version(uri, pipeline)
+    return None if number is None else (number, bundle_of(uri, pipeline, number))
+
+
+def bundle_of(uri: str, pipeline: str, version: int, to: Path | None = None) -> Path:
+    """The bundle's folder of a registered version, on this machine: below `to`, or where it is.
+
+    Raises: ConfigError for a version that does not exist, BundleError when its files are not those
+    that were registered, PassingError when the registry or its store does not answer.
+    """
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     source = f"models:/{pipeline}/{version}"
-    return Path(mlflow.artifacts.download_artifacts(source)) / "artifacts" / BUNDLE
+    with _passing(f"fetching version {version} of {pipeline} from {masked(uri)}"), _quiet():
+        try:
+            tags = MlflowClient(uri, uri).get_model_version(pipeline, str(version)).tags
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
+            raise ConfigError(
+                f"{pipeline}: found no version {version} in {masked(uri)}. "
+                f"`nightshift status {pipeline}` lists those of its nights under `model`."
+            ) from error
+        there = mlflow.artifacts.download_artifacts(source, dst_path=str(to) if to else None)
+    folder = Path(there) / "artifacts" / BUNDLE
+    found, registered = verify(folder), tags.get(BUNDLE_TAG)
+    if found != registered:
+        raise BundleError(
+            f"version {version} of {pipeline}: found files with the digest {found[:8]}, but the "
+            f"registry expects {(registered or 'none')[:8]}: they are another bundle's, or were "
+            "altered. Roll back to another version, or run a night that registers a new one."
+        )
+    return folder
 
 
 def _artifact_root(uri: str, pipeline: str) -> str | None:

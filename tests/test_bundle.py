@@ -166,7 +166,7 @@ def test_a_bundle_is_plain_files_without_pickle(tmp_path: Path) -> None:
     files = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
     assert files == {
         "weights.safetensors", "tokenizer.json", "model.json", "clusters.json",
-        "centroids.safetensors", *(f"code/{name}.py" for name in MODULES),
+        "centroids.safetensors", "files.json", *(f"code/{name}.py" for name in MODULES),
     }  # fmt: skip
     for one in folder.rglob("*.json"):
         json.loads(one.read_text(encoding="utf-8"))
@@ -234,6 +234,8 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path, name: str, rest: int) -
     folder = saved(tmp_path)
     (folder / name).write_bytes((folder / name).read_bytes()[:rest])
     with pytest.raises(BundleError, match="the model cannot be read"):
+        Model.load(folder)
+    with pytest.raises(BundleError, match=f"found {name} cut or altered"):
         Bundle.load(folder)
 
 
@@ -248,7 +250,7 @@ def test_the_tokenizer_of_another_model_is_refused_even_where_it_has_the_same_si
     for foreign in (other, tokenizer(TEXTS[:2])):
         (folder / "tokenizer.json").write_text(foreign.serialized, encoding="utf-8")
         with pytest.raises(BundleError, match="of different models"):
-            Bundle.load(folder)
+            Model.load(folder)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     about["model"]["hidden"] = 16
     (folder / "model.json").write_text(json.dumps(about), encoding="utf-8")
     with pytest.raises(BundleError, match="the model cannot be read"):
-        Bundle.load(folder)
+        Model.load(folder)
 
 
 # --- answers --------------------------------------------------------------------------------

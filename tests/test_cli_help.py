@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from flows import cli
 
 COMMANDS = [
-    "sample", "init", "check", "run", "status", "clusters", "name", "predict", "export", "schema",
-    "tune", "champion", "promote", "rollback", "replay", "forget", "lineage",
+    "sample", "init", "check", "run", "status", "clusters", "name", "predict", "serve", "export",
+    "schema", "tune", "champion", "promote", "rollback", "replay", "forget", "lineage",
 ]  # fmt: skip
 PIPELINES = "pipelines:\n  headlines:\n    source: {paths: [inbox/*.csv]}\n"
 
@@ -101,6 +101,7 @@ READING = [
     ["clusters", "headlins"],
     ["name", "headlins", "c-0001", "Cards"],
     ["predict", "headlins"],
+    ["serve", "headlins"],
     ["export", "headlins", "documents"],
     ["tune", "headlins"],
     ["replay", "headlins", "n1"],
@@ -160,7 +161,13 @@ def test_a_pipeline_without_nights_has_an_empty_status(config: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["rum"], ["run"], ["status", "a", "--jsn"], ["predict", "a", "--top", "0"]],
+    [
+        ["rum"],
+        ["run"],
+        ["status", "a", "--jsn"],
+        ["predict", "a", "--top", "0"],
+        ["serve", "a", "--port", "70000"],
+    ],
     ids=lambda one: " ".join(one),
 )
 def test_a_call_that_does_not_exist_is_the_callers_turn(arguments: list[str]) -> None:

@@ -1,0 +1,267 @@
+"""A bundle whose files are not those that were registered answers nobody."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import SCRATCH, House
+from safetensors import safe_open
+from test_bundle import CLUSTERS, KINDS, TEXTS, Kind, close, model, saved
+
+from nightshift.bundle import Bundle
+from nightshift.errors import BundleError, ConfigError, PassingError
+from nightshift.integrity import load_as_made, note_files, verify
+from nightshift.pipeline import load_settings
+from tasks.tracking import (
+    CHAMPION,
+    Registry,
+    bundle_of,
+    champion_bundle,
+    champion_version,
+    open_run,
+    scratch,
+)
+
+STORE = f"sqlite:///{SCRATCH}/mlflow.db"
+REQUIRED = ["mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch"]
+
+
+def registered(house: House, *labels: str, line: str = "") -> int:
+    """A version of the pipeline whose answers carry these labels.
+
+    Args: `line` is added to its code, as another version of Nightshift would have it.
+    """
+    settings = load_settings(house.config)
+    tracking = open_run(settings, house.name, "n1", None, {})
+    made = model(labels=list(labels)) if labels else model("vectors")
+    with scratch() as folder:
+        made.save(Path(folder) / "model")
+        bundle = Path(folder) / "bundle"
+        digest = Bundle(made, CLUSTERS).save(bundle, Path(folder) / "model")
+        if line:
+            with (bundle / "code" / "bundle.py").open("a") as code:
+                code.write(line)
+            digest = note_files(bundle)
+        return Registry(STORE).register(
+            tracking.run_id, house.name, bundle, digest, {"nightshift.model_id": "m"}, REQUIRED
+        )
+
+
+def crown(house: House, version: int) -> None:
+    Registry(STORE).alias(house.name, CHAMPION, version)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Two versions in the registry, the first of them champion."""
+    found = House(tmp_path_factory.mktemp("integrity"))
+    found.declare()
+    assert registered(found, "one-a", "one-b", "one-c") == 1
+    assert registered(found, "two-a", "two-b", "two-c") == 2
+    crown(found, 1)
+    return found
+
+
+@pytest.fixture
+def stored(house: House) -> Iterator[Path]:
+    """The folder in which the registry keeps the second version; restored after the test."""
+    folder = bundle_of(STORE, house.name, 2)
+    copy = Path(str(folder) + "-copy")
+    shutil.copytree(folder, copy)
+    yield folder
+    shutil.rmtree(folder)
+    copy.rename(folder)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def test_every_file_of_a_bundle_is_noted_and_verified(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    noted = json.loads((folder / "files.json").read_text(encoding="utf-8"))
+    files = {one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()}
+    assert noted.keys() == files - {"files.json"}
+    assert verify(folder) == note_files(folder)
+    for name in sorted(noted):
+        kept = (folder / name).read_bytes()
+        # A cut, one other byte, and nothing at all.
+        for bytes_ in (kept[:-1], kept[:-1] + bytes([kept[-1] ^ 1]), b""):
+            (folder / name).write_bytes(bytes_)
+            with pytest.raises(BundleError, match=f"found {name} cut or altered"):
+                verify(folder)
+        (folder / name).unlink()
+        with pytest.raises(BundleError, match=f"found no {name}"):
+            verify(folder)
+        (folder / name).write_bytes(kept)
+    verify(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"../x": 1}'])
+def test_a_damaged_list_of_files_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
+    folder = saved(tmp_path)
+    (folder / "files.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"files\.json cannot be read|found no"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bundle_read_by_its_own_code_answers_as_by_ours(tmp_path: Path, kind: Kind) -> None:
+    folder = saved(tmp_path, kind)
+    found = load_as_made(folder)
+    assert type(found) is not Bundle
+    shutil.rmtree(folder)
+    assert close(found.answer([*TEXTS, ""]), Bundle(model(kind), CLUSTERS).answer([*TEXTS, ""]))
+
+
+def test_own_code_that_cannot_run_is_a_bundle_error_each_time(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "code" / "wide.py").write_text("import nowhere_to_be_found\n")
+    note_files(folder)
+    for _ in range(2):
+        with pytest.raises(BundleError, match="nowhere_to_be_found"):
+            load_as_made(folder)
+
+
+def is_pickle(content: bytes) -> bool:
+    try:
+        return bool(list(pickletools.genops(content)))
+    except ValueError:
+        return False
+
+
+def test_no_file_of_a_registered_version_is_a_pickle_or_an_archive(house: House) -> None:
+    folder = bundle_of(STORE, house.name, 1).parent.parent
+    files = [one for one in folder.rglob("*") if one.is_file()]
+    assert len(files) > 25
+    assert all(is_pickle(pickle.dumps(TEXTS, protocol)) for protocol in range(6))
+    for one in files:
+        content = one.read_bytes()
+        assert not content.startswith((b"PK", b"\x80", b"\x1f\x8b")), one
+        assert not is_pickle(content), one
+        if one.suffix == ".safetensors":
+            with safe_open(one, "numpy") as opened:
+                assert opened.keys()
+        else:
+            content.decode("utf-8")
+
+
+# --- the registry ---------------------------------------------------------------------------
+
+
+def test_the_champion_is_the_version_behind_the_alias(house: House) -> None:
+    found = champion_bundle(STORE, house.name)
+    assert found is not None
+    assert found[0] == champion_version(STORE, house.name) == 1
+    assert load_as_made(found[1]).model.labels == ["one-a", "one-b", "one-c"]
+
+
+def test_a_bundle_altered_in_the_store_is_refused(stored: Path, house: House) -> None:
+    weights = stored / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(BundleError, match=r"weights\.safetensors cut or altered"):
+        bundle_of(STORE, house.name, 2)
+
+
+def test_another_bundle_in_its_place_is_refused_by_the_digest_in_the_registry(
+    stored: Path, house: House
+) -> None:
+    shutil.rmtree(stored)
+    shutil.copytree(bundle_of(STORE, house.name, 1), stored)
+    verify(stored)
+    with pytest.raises(BundleError, match=r"version 2 of .* the registry expects"):
+        bundle_of(STORE, house.name, 2)
+
+
+def test_a_pipeline_without_alias_or_model_has_no_champion(house: House) -> None:
+    assert champion_bundle(STORE, "never-worked") is None
+    other = House(house.folder.with_name("without-alias"))
+    other.folder.mkdir()
+    other.declare()
+    registered(other)
+    assert champion_version(STORE, other.name) is None
+
+
+def test_a_version_that_does_not_exist_is_named(house: House) -> None:
+    with pytest.raises(ConfigError, match="found no version 99"):
+        bundle_of(STORE, house.name, 99)
+
+
+def test_a_registry_that_is_down_is_not_a_pipeline_without_champion(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for ask in (champion_version, champion_bundle):
+        with pytest.raises(PassingError, match=r"asking MLflow at http://127\.0\.0\.1:9"):
+            ask("http://127.0.0.1:9", house.name)
+
+
+# --- MLflow's own loading -------------------------------------------------------------------
+
+
+def served(house: House, version: int) -> Any:
+    mlflow.set_tracking_uri(STORE)
+    return mlflow.pyfunc.load_model(f"models:/{house.name}/{version}")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "clusters.json", "code/nearest.py"])
+def test_mlflow_refuses_an_altered_bundle(stored: Path, house: House, name: str) -> None:
+    content = (stored / name).read_bytes()
+    # As long as it was, and still a program.
+    (stored / name).write_bytes(content[:-1] + b" ")
+    with pytest.raises(Exception, match=f"found {name} .*altered"):
+        served(house, 2)
+
+
+def test_two_versions_of_the_code_answer_side_by_side(house: House) -> None:
+    line = "\nBundle.answer = lambda self, texts, *_, **__: [{'label': 'new'}] * len(texts)\n"
+    other = registered(house, "one-a", "one-b", "one-c", line=line)
+    old, new = served(house, 1), served(house, other)
+    frame = pd.DataFrame({"text": TEXTS})
+    for _ in range(2):
+        assert set(new.predict(frame)["label"]) == {"new"}
+        assert {one[:4] for one in old.predict(frame)["label"]} == {"one-"}
+    folders = [bundle_of(STORE, house.name, number) for number in (1, other)]
+    first, second = (load_as_made(folder) for folder in folders)
+    assert second.answer(["x"])[0]["label"] == "new"
+    assert first.answer(["x"])[0]["label"].startswith("one-")
+
+
+ALONE = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("nightshift", "tasks", "flows", "prefect", "deltalake",
+                                      "sklearn", "matplotlib", "optuna", "typer", "transformers"):
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Blocked())
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+print(model.predict(pandas.DataFrame({"text": ["the cat", ""]}))[["label", "error"]].to_json())
+"""
+
+
+def test_mlflow_loads_a_version_where_nothing_of_ours_is_installed(
+    house: House, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, STORE, f"models:/{house.name}@champion"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["label"]["0"].startswith("one-")
+    assert found["error"] == {"0": None, "1": "no_text"}
