@@ -33,6 +33,8 @@ SHORT = 12
 MARK = "[forgotten]"
 OF_IDS = ("exemplars", "topics")
 """Keys of figures under which ids of documents stand."""
+ROW_IDS = ("doc_id", "like")
+"""Keys of a row that name documents."""
 OF_WORDS = ("keywords", "name", "names", "digest_text")
 """Keys of figures under which clusters' words stand."""
 NODE = re.compile(r"(?<=>)[^<>]+(?=<)")
@@ -110,12 +112,16 @@ class Forgotten:
         if isinstance(value, list):
             gone = self.doc_ids if key in OF_IDS else self.words if key in OF_WORDS else frozenset()
             kept = [one for one in value if not (isinstance(one, str) and one in gone)]
-            return [self.figures(one, key) for one in kept]
+            return [self.figures(one, key) for one in kept if not self._tells_of(one)]
         if not isinstance(value, str):
             return value
         if self.shows(value):
             return MARK
         return self.named(value) if key in OF_WORDS else value
+
+    def _tells_of(self, row: Any) -> bool:
+        """Whether a row is about one of them, as mistakes and near duplicates are."""
+        return isinstance(row, dict) and any(row.get(key) in self.doc_ids for key in ROW_IDS)
 
     def named(self, name: str) -> str:
         """A name without the words that no other document has."""

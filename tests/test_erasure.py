@@ -114,3 +114,11 @@ def test_history_is_written_anew_as_if_the_rows_had_never_been(tmp_path: Path) -
     }  # fmt: skip
     assert held(None) == "abcdef"
     assert rewrite(lake, table, gone, versions["n4"], order) == ({}, 0)
+
+
+def test_rows_about_a_forgotten_document_leave_what_an_evaluation_told() -> None:
+    gone = Forgotten(frozenset({"d1"}), ["a text that nobody should read again"])
+    told = {"mistakes": [{"doc_id": "d1", "label": "a"}, {"doc_id": "d2", "label": "b"}],
+            "near": {"examples": [{"doc_id": "d3", "like": "d1"}], "rows": 1}}  # fmt: skip
+    kept = {"mistakes": [{"doc_id": "d2", "label": "b"}], "near": {"examples": [], "rows": 1}}
+    assert gone.figures(told) == kept
