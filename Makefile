@@ -22,8 +22,9 @@ night: install
 	@mkdir -p $(INBOX) && cp -p data/sample/night-1.csv $(INBOX)/
 	$(NIGHTSHIFT) run docstrings --night night-1
 
+# Two at a time, a file each: most of what a night waits for is not the processor.
 test: install
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	.venv/bin/ruff check .
