@@ -476,7 +476,7 @@ def page(row: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines += [
         "## Large files", "",
-        "`nightshift predict --out` of the corpus once, four and sixteen times over, start included:",
+        "`nightshift predict --out` of the corpus, once, 4 and 16 times over, start included:",
         "",
         *table(
             ["rows", "seconds", "peak MiB"],
