@@ -82,8 +82,9 @@ def main() -> int:
     with TemporaryDirectory(prefix="nightshift-benchmark-") as folder:
         config, texts = two_nights(options.data, Path(folder))
         row = measure(config, texts, options.seconds, options.rounds)
-        row["sharing"] = sharing(config, texts, options.seconds)
+        # First: a process's peak begins with that of the one that starts it.
         row["files"] = files(config, texts)
+        row["sharing"] = sharing(config, texts, options.seconds)
         if options.environment:
             row["environment"] = in_fresh_environment(config, Path(folder))
         elif CORPUS in kept(options.out, "serving.json"):

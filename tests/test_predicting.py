@@ -212,22 +212,30 @@ def test_places_that_cannot_be_are_told_before_anything_is_done(tmp_path: Path) 
 
 
 MEMORY = """
-import resource, sys
+import re, resource, sys
 from pathlib import Path
 from flows.predicting import score_file
 from nightshift.bundle import Bundle
 from nightshift.sources import SourceConfig
 
 bundle, source = Bundle.load(Path(sys.argv[1])), SourceConfig(paths=["x"])
+
+def peak_kib():
+    # Not ru_maxrss on Linux: there it begins with the peak of whoever started the process.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
 for file in sys.argv[2:]:
     rows, _ = score_file(bundle, 1, file, source, Path(file + ".out.parquet"), 3)
-    print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(rows, peak_kib())
 """
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Eight times the rows, of 8 kB each: 137 MB more, if they were held."""
-    small, large = 2_500, 20_000
+    """Eight times the rows, of 8 kB each: 270 MiB more, if they were held."""
+    small, large = 5_000, 40_000
     for rows in (small, large):
         wide = [f"{one:08d}" * 1_000 for one in range(rows)]
         columns = {"text": ["the cat sat"] * rows, "wide": wide}
@@ -244,8 +252,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         map(int, line.split()) for line in done.stdout.splitlines()
     )
     assert (rows_one, rows_eight) == (small, large)
-    kib = 1 if sys.platform != "darwin" else 1024
-    assert (peak_eight - peak_one) / kib < 40 * 1024
+    assert peak_eight - peak_one < 100 * 1024
 
 
 def test_the_command_writes_a_scored_file(house: House) -> None:
