@@ -294,8 +294,8 @@ def _per_slice(
     of, found = np.array(names, object), dict[str, tuple[float, float, int]]()
     for name in sorted({*names}):
         rows = of == name
-        scores = (float((said[rows] == right[rows]).mean()) for said in (one, two))
-        found[name] = (*scores, int(rows.sum()))  # pyright: ignore[reportArgumentType]
+        old, new = (float((said[rows] == right[rows]).mean()) for said in (one, two))
+        found[name] = (old, new, int(rows.sum()))
     return found
 
 
