@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .phrases import WORDS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -42,6 +44,9 @@ STYLE = f"""<style>
 .picture text{{fill:currentColor}}
 .picture .ground{{fill:var(--ground)}}
 .picture .faint{{fill-opacity:.66}}
+.picture .zh{{display:none}}
+:root[data-lang=zh] .picture .zh{{display:inline}}
+:root[data-lang=zh] .picture .en{{display:none}}
 .picture .deep{{fill:#fff}}
 .picture .right{{fill:#1f5fa8}}
 .picture .wrong{{fill:#b3440c}}
@@ -49,9 +54,14 @@ STYLE = f"""<style>
 pointer-events:none}}
 .picture circle:hover{{stroke:currentColor;stroke-width:2px;fill-opacity:1}}
 @media screen and (prefers-color-scheme:dark){{
-.picture{{--ground:#15171d;color:#e3e5ec}}
-.picture .right{{fill:#3f83d1}}
-.picture .wrong{{fill:#d2622a}}
+:root:not([data-theme=light]) .picture,.picture:root{{--ground:#15171d;color:#e3e5ec}}
+:root:not([data-theme=light]) .picture .right,.picture:root .right{{fill:#3f83d1}}
+:root:not([data-theme=light]) .picture .wrong,.picture:root .wrong{{fill:#d2622a}}
+}}
+@media screen{{
+:root[data-theme=dark] .picture{{--ground:#15171d;color:#e3e5ec}}
+:root[data-theme=dark] .picture .right{{fill:#3f83d1}}
+:root[data-theme=dark] .picture .wrong{{fill:#d2622a}}
 }}
 </style>"""
 
@@ -69,6 +79,7 @@ class Point:
     cluster_id: str
     label: str | None
     text: str
+    night: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,21 @@ def cut(text: str, characters: int) -> str:
     line = " ".join(clean(text[: 4 * characters + 64]).split())
     short = len(line) <= characters and len(text) <= 4 * characters + 64
     return line if short else line[: characters - 1].rstrip() + "…"
+
+
+def in_both(
+    keys: Sequence[str], attributes: str, kind: str = "", values: Mapping[str, Any] | None = None
+) -> str:
+    """A text in both languages, of which the page shows one, and a file on its own English.
+
+    Args: keys of phrases.py; the element's attributes and class; what is filled in.
+    """
+    found = []
+    for place, (name, language) in enumerate((("en", "en"), ("zh", "zh-Hans"))):
+        words = "".join(WORDS[key][place].format(**(values or {})) for key in keys)
+        classes = f"{name} {kind}".strip()
+        found.append(f'<text class="{classes}" lang="{language}" {attributes}>{said(words)}</text>')
+    return "".join(found)
 
 
 def text_width(text: str, size: float) -> float:
@@ -162,11 +188,11 @@ def confusion_picture(matrix: Sequence[Sequence[int]], labels: Sequence[str]) ->
                 at = (left + column * cell, top + row * cell)
                 body += _cell(at, cell, number, number / total, true == predicted, about)
     edge = count * cell
-    note = "rows: true class, columns: predicted class"
-    if count < len(labels):
-        note += f"; the {count} largest of {len(labels)} classes"
-    body.append(f'<text class="faint" x="{left:.0f}" y="{top + edge + 20:.0f}" font-size="12">')
-    body.append(f"{said(note)}</text>")
+    notes = ["p_rows", *(["p_largest"] if count < len(labels) else [])]
+    given = {"count": count, "all": len(labels)}
+    at = f'x="{left:.0f}" y="{top + edge + 20:.0f}" font-size="12"'
+    body.append(in_both(notes, at, "faint", given))
+    note = "".join(WORDS[one][0].format(**given) for one in notes)
     slant = reach * longest if count <= 20 else 12
     wide = max(left + edge + slant, left + text_width(note, 12))
     return _svg(wide, top + edge + 30, body, f"Confusion of {count} classes")
@@ -350,9 +376,11 @@ def interval_picture(difference: float, low: float, high: float) -> str:
         f'<rect class="{tone}" fill-opacity="0.45" x="{left:.1f}" y="20" height="12" rx="2" '
         f'width="{max(2.0, right - left):.1f}"/>',
         f'<circle class="{tone}" cx="{at:.1f}" cy="26" r="6"/>',
-        '<g class="faint" font-size="12"><text x="8" y="58">champion better</text>'
-        f'<text x="{zero:.1f}" y="58" text-anchor="middle">equal</text>'
-        '<text x="428" y="58" text-anchor="end">challenger better</text></g>',
+        in_both(["p_champion_better"], 'x="8" y="58" font-size="12"', "faint"),
+        in_both(["p_equal"], f'x="{zero:.1f}" y="58" font-size="12" text-anchor="middle"', "faint"),
+        in_both(
+            ["p_challenger_better"], 'x="428" y="58" font-size="12" text-anchor="end"', "faint"
+        ),
     ]
     return _svg(436, 66, body, f"Challenger minus champion: {difference:+.4f}")
 
