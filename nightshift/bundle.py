@@ -46,8 +46,8 @@ WEIGHTS, TOKENIZER, MODEL = "weights.safetensors", "tokenizer.json", "model.json
 CLUSTERS, CENTROIDS = "clusters.json", "centroids.safetensors"
 MODULES = [
     "__init__", "batches", "bundle", "cells", "cleaning", "config", "deciding", "encoders",
-    "errors", "inference", "integrity", "nearest", "pretrained", "recipe", "tokenizer", "vectors",
-    "wide",
+    "errors", "inference", "integrity", "nearest", "pretrained", "recipe", "showing", "tokenizer",
+    "vectors", "wide",
 ]  # fmt: skip
 BATCH_TOKENS = 16_384
 ONE_PATH = Blend(1.0, 1.0, 1.0)
@@ -278,12 +278,21 @@ class Clusters:
 
     @classmethod
     def load(cls, folder: Path) -> Clusters:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises: BundleError when a file is missing or damaged.
+        """
         require(folder, (CENTROIDS,))
-        about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
-        kept = tensors.load_file(folder / CENTROIDS)
-        cells = Cells(kept["centroids"].numpy(), kept["scales"].numpy(), float(kept["radius"]))
-        return cls(cells, about["ids"], about["names"], about["keywords"])
+        try:
+            about = json.loads((folder / CLUSTERS).read_text(encoding="utf-8"))
+            kept = tensors.load_file(folder / CENTROIDS)
+            cells = Cells(kept["centroids"].numpy(), kept["scales"].numpy(), float(kept["radius"]))
+            return cls(cells, about["ids"], about["names"], about["keywords"])
+        except Exception as error:  # as many kinds as there are ways to be damaged
+            raise BundleError(
+                f"{folder}: the clusters cannot be read ({error}). Their files are damaged; roll "
+                "back to another version or run the night that made it again."
+            ) from error
 
 
 @dataclass(frozen=True)

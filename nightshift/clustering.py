@@ -7,7 +7,7 @@ arrives alone gets the same cluster as one that was fitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -74,22 +74,26 @@ def cluster(
     fresh: np.ndarray | None = None,
     topics: Sequence[np.ndarray] = (),
     unseen: np.ndarray | None = None,
+    by_hand: np.ndarray | None = None,
 ) -> Clustering:
     """Group unit vectors; no cluster is empty, and k never exceeds the number of distinct ones.
 
     Args: float32 (documents, width), at least one row; `start`, last night's clusters in tonight's
     space: the fit begins there; which documents are tonight's, bool (documents,); the rows of each
     topic that is new, which is born where k is `auto`; which documents the vectors'
-    model has not learned from, bool (documents,): they tell what is far, where they suffice.
+    model has not learned from, bool (documents,): they tell what is far, where they suffice;
+    which of `start` a person merged or split, ever, bool (clusters,): these are not split or merged
+    again, and the number of clusters is that of `start`, whatever `k` says.
     """
     most = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
     known = np.ones(len(vectors), bool) if fresh is None or fresh.all() else ~fresh
     if start is None:
         cells = _first(vectors, config, most)
     elif config.k == "auto":
-        cells = _auto(vectors, config, start, known, most, topics)
+        cells = _auto(vectors, config, start, known, most, topics, by_hand)
     else:
-        centroids, scales = _seeds(vectors, min(most, config.k), start, config.seed)
+        k = min(most, config.k) if by_hand is None else distinct(vectors, len(start))
+        centroids, scales = _seeds(vectors, k, start, config.seed)
         cells = settle(vectors, Cells(centroids, scales))
     if unseen is not None and (known & unseen).sum() >= UNSEEN:
         known = known & unseen
@@ -110,15 +114,18 @@ def _auto(
     known: np.ndarray,
     most: int,
     topics: Sequence[np.ndarray],
+    by_hand: np.ndarray | None,
 ) -> Cells:
     """Last night's clusters with tonight's births, settled; then one split or merger at most."""
     room = min(config.k_max, most, max(1, len(vectors) // 2))
+    if by_hand is not None:
+        room = max(room, distinct(vectors, len(start)))
     if len(start) > room:
         start = Cells(*_seeds(vectors, room, start, config.seed))
     born = find_newborn(topics, vectors, ~known, start)
     cells = settle(vectors, with_newborn(start, born[: room - len(start)]))
     # A night of a birth has had its change; and a cell just born would be the first to be merged.
-    return cells if born else _adjusted(vectors, cells, config, room)
+    return cells if born else _adjusted(vectors, cells, config, room, by_hand)
 
 
 def _published(
@@ -151,16 +158,26 @@ def choose_k(vectors: np.ndarray, config: ClusterConfig) -> int:
     return max(found, key=lambda k: (found[k], -k))
 
 
-def _adjusted(vectors: np.ndarray, cells: Cells, config: ClusterConfig, room: int) -> Cells:
+def _adjusted(
+    vectors: np.ndarray,
+    cells: Cells,
+    config: ClusterConfig,
+    room: int,
+    by_hand: np.ndarray | None,
+) -> Cells:
     """The clusters, or with one of them split, or two merged, where that is clearly better.
 
     Every candidate starts from the clusters as they are: fits from scratch differ by luck alone.
+    What a person shaped stays.
     """
     sample = _sample(vectors, config)
     floor = min(config.k_min, room)
+    loose = np.ones(len(cells), bool)
+    if by_hand is not None and len(by_hand) == len(cells):
+        loose = ~by_hand
     tried = [
-        *(_halves(sample, cells, config) if len(cells) < room else []),
-        *(_mergers(sample, cells) if len(cells) > floor else []),
+        *(_halves(sample, cells, config, loose) if len(cells) < room else []),
+        *(_mergers(sample, cells, loose) if len(cells) > floor else []),
     ]
     measured = [_worth(sample, one, config) for one in tried]
     if not tried or max(measured) < _worth(sample, cells, config) + STAY:
@@ -174,12 +191,15 @@ def _worth(sample: np.ndarray, cells: Cells, config: ClusterConfig) -> float:
     return -1.0 if measured is None else measured
 
 
-def _halves(sample: np.ndarray, cells: Cells, config: ClusterConfig) -> list[Cells]:
-    """The clusters of most spread, each in two."""
+def _halves(
+    sample: np.ndarray, cells: Cells, config: ClusterConfig, loose: np.ndarray
+) -> list[Cells]:
+    """The loose clusters of most spread, each in two."""
     places, distances = nearest_centroids(sample, cells.centroids, cells.scales)
     spread = np.bincount(places, distances.astype(np.float64) ** 2, len(cells))
     found: list[Cells] = []
-    for place in np.argsort(-spread, kind="stable")[:SPLITS]:
+    widest = np.argsort(-spread, kind="stable")
+    for place in widest[loose[widest]][:SPLITS]:
         members = sample[places == place]
         if distinct(members, 2) == 2:
             two = _fit(members, 2, config)
@@ -189,12 +209,13 @@ def _halves(sample: np.ndarray, cells: Cells, config: ClusterConfig) -> list[Cel
     return found
 
 
-def _mergers(sample: np.ndarray, cells: Cells) -> list[Cells]:
-    """The two nearest clusters as one."""
-    if len(cells) < 2:
+def _mergers(sample: np.ndarray, cells: Cells, loose: np.ndarray) -> list[Cells]:
+    """The two nearest loose clusters as one."""
+    if loose.sum() < 2:
         return []
     apart = np.linalg.norm(cells.centroids[:, None] - cells.centroids[None], axis=2)
     np.fill_diagonal(apart, np.inf)
+    apart[~loose], apart[:, ~loose] = np.inf, np.inf
     one, two = np.unravel_index(int(apart.argmin()), apart.shape)
     centroids, scales = cells.centroids.copy(), cells.scales.copy()
     centroids[one] = (centroids[one] + centroids[two]) / 2
@@ -349,3 +370,39 @@ def carried_over(
     np.add.at(sums, owners, vectors[rows])
     means = sums / np.bincount(owners, minlength=len(ids))[:, None]
     return ids, means.astype(np.float32)
+
+
+def reshaped(
+    vectors: np.ndarray,
+    members: Mapping[str, np.ndarray],
+    ids: list[str],
+    start: Cells,
+    into: Mapping[str, str],
+    parts: Mapping[str, int],
+    seed: int,
+) -> tuple[list[str], Cells]:
+    """Last night's clusters as people want them: first mergers, then splits.
+
+    Args: unit vectors (documents, width); the rows of each cluster's documents; the ids of the
+    clusters of `start`; into whom some are merged, and into how many some others are split.
+    Returns: of each cluster now, the id that its documents had; and the clusters.
+    """
+    joined = {one: [one] for one in ids if one not in into}
+    for one, other in into.items():
+        joined[other].append(one)
+    place = {one: index for index, one in enumerate(ids)}
+    owners: list[str] = []
+    centroids: list[np.ndarray] = []
+    scales: list[float] = []
+    for own, group in joined.items():
+        rows = np.concatenate([members.get(one, np.empty(0, np.int64)) for one in group])
+        here = start.centroids[place[own]][None]
+        if len(rows) and own in parts:
+            k = distinct(vectors[rows], parts[own])
+            here = fit_centroids(vectors[rows], k, seed, starts=3)
+        elif len(rows) and len(group) > 1:
+            here = vectors[rows].mean(0, keepdims=True)
+        owners += [own] * len(here)
+        centroids.append(here)
+        scales += [float(max(start.scales[place[one]] for one in group))] * len(here)
+    return owners, Cells(np.concatenate(centroids).astype(np.float32), np.array(scales, np.float32))

@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from .errors import ConfigError
+from .showing import masked
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+MOST_NODES = 100_000
+"""Keys and values of a YAML text, aliases written out: a few lines of them can mean billions."""
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -28,6 +31,21 @@ class Config(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
     )
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Fields to show: addresses without their passwords."""
+        for name, value in super().__repr_args__():
+            yield name, _masked_within(value)
+
+
+def _masked_within(value: Any) -> Any:
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, list):
+        return [_masked_within(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _masked_within(one) for key, one in value.items()}
+    return value
+
 
 Model = TypeVar("Model", bound=BaseModel)
 Path = tuple[str | int, ...]
@@ -36,13 +54,15 @@ Path = tuple[str | int, ...]
 def read_yaml(text: str, where: str) -> tuple[Any, dict[Path, int]]:
     """Parse YAML safely; also tell on which line (from 1) every key stands.
 
-    Raises: ConfigError for text that is not YAML, or a key given twice.
+    Raises: ConfigError for text that is not YAML, a key given twice, or more than MOST_NODES.
     """
     import yaml
 
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Path, int] = {}
+        # Before anything walks it as if aliases were written out, or merges them.
+        _refuse_a_bomb(root, where)
         _note_lines(root, (), lines, where)
         return yaml.safe_load(text), lines
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -51,6 +71,24 @@ def read_yaml(text: str, where: str) -> tuple[Any, dict[Path, int]]:
         at = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise ConfigError(f"{where}{at}: not valid YAML: {problem}.") from error
+
+
+def _refuse_a_bomb(root: Any, where: str) -> None:
+    """Raises: ConfigError for more nodes than anybody writes, RecursionError for endless ones."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            inside = node.value if isinstance(node.value, list) else []
+            pairs = (one if isinstance(one, tuple) else (one,) for one in inside)
+            sizes[id(node)] = 1 + sum(size(one) for pair in pairs for one in pair)
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MOST_NODES:
+        raise ConfigError(
+            f"{where}: found {size(root)} keys and values, aliases written out, expected at most "
+            f"{MOST_NODES}. Use fewer anchors."
+        )
 
 
 def _note_lines(node: Any, path: Path, lines: dict[Path, int], where: str) -> None:
@@ -152,14 +190,26 @@ def _explain(
     # Below the deepest key of the file pydantic only says which possible type it tried.
     name = ".".join(str(part) for part in path[:depth]) or name
     expected = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {name}: found {_shown(error['input'])}.", f"{expected}."
+    found = "a secret" if _is_secret(model, path) else _shown(error["input"])
+    return f"{place}: {name}: found {found}.", f"{expected}."
+
+
+def _is_secret(model: type[BaseModel], path: Path) -> bool:
+    """Whether a value at a path would be kept secret, if it could be."""
+    here: Any = model
+    for part in path:
+        inside = next((one for one in _unpack(here) if _is_model(one)), None)
+        field = inside.model_fields.get(str(part)) if inside is not None else None
+        here = field.annotation if field is not None else here
+    return SecretStr in _unpack(here)
 
 
 def _shown(found: Any) -> str:
     # Never what is inside a mapping: it may hold a secret of a neighbouring key.
     if isinstance(found, dict | list):
         return "a mapping" if isinstance(found, dict) else "a list"
-    return repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    shown = masked(repr(found))
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _keys_at(model: type[BaseModel], path: Path) -> list[str]:

@@ -48,14 +48,17 @@ def current_labels(lake: Lake, but: str | None = None, by: str | None = None) ->
     return {doc_id: label for doc_id, label in labels.items() if label is not None}
 
 
-def current_assignments(lake: Lake, but: str | None = None) -> dict[str, tuple[str, float]]:
+def current_assignments(
+    lake: Lake, but: str | None = None, version: int | None = None
+) -> dict[str, tuple[str, float]]:
     """Cluster id and distance by document: the newest change of each. Nights count by their number.
 
-    Args: `but`, a night whose rows are about to be replaced.
+    Args: `but`, a night whose rows are about to be replaced; a version that is not the newest.
     """
     order = {row["night"]: row["number"] for row in lake.nights()}
     columns = ["night", "doc_id", "cluster_id", "distance"]
-    changes = lake.read("assignments", columns, pc.field("night") != (but or "")).to_pydict()
+    others = pc.field("night") != (but or "")
+    changes = lake.read("assignments", columns, others, version).to_pydict()
     rows = zip(*(changes[name] for name in columns), strict=True)
     newest_last = sorted(rows, key=lambda row: order.get(row[0], 0))
     return {doc_id: (cluster_id, far) for _, doc_id, cluster_id, far in newest_last}

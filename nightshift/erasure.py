@@ -38,6 +38,7 @@ ROW_IDS = ("doc_id", "like")
 OF_WORDS = ("keywords", "name", "names", "digest_text")
 """Keys of figures under which clusters' words stand."""
 NODE = re.compile(r"(?<=>)[^<>]+(?=<)")
+ARTICLE = re.compile(r'<article class="answer" data-doc="([^"]*)">.*?</article>', re.DOTALL)
 PARTS = re.compile(r"(, | · )")
 FRAME = "…\u2068\u2069\"' "
 
@@ -90,6 +91,12 @@ class Forgotten:
 
     def page(self, page: str) -> str:
         """An HTML page or an SVG picture with a mark in place of every line that shows them."""
+        # An answer explained word by word has no line that is its text; it says whose it is.
+        page = ARTICLE.sub(
+            lambda found: found[0] if html.unescape(found[1]) not in self.doc_ids
+            else f"<p>{html.escape(MARK)}</p>",
+            page,
+        )  # fmt: skip
         return NODE.sub(lambda found: self._node(found[0]), page)
 
     def _node(self, node: str) -> str:

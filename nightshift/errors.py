@@ -13,11 +13,19 @@ NightshiftError            says where, what was found, what was expected, what t
     └── PassingError       a store or server did not answer: the only one worth a retry
 """
 
+from .showing import masked
+
 
 class NightshiftError(Exception):
-    """Base of every error a person is meant to read; `str()` is the whole message."""
+    """Base of every error a person is meant to read; `str()` is the whole message.
+
+    Whoever writes one need not think of the password in an address: it is masked here.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *more: object):
+        super().__init__(masked(message), *more)
 
 
 class InputError(NightshiftError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os.path
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from .lines import open_bytes, opening_error, stored_blocks
+from .lines import BOMB_BYTES, BOMB_RATIO, bomb, open_bytes, opening_error, stored_blocks
+from .showing import masked, one_line
 
 EXTENSIONS = {
     ".csv": "csv",
@@ -33,14 +34,20 @@ class FoundFile:
     """A source file: where it is, its size as stored, when it last changed (epoch seconds)."""
 
     uri: str
+    """To be shown and stored: a password or token in it is masked."""
     bytes: int
     modified: float | None
+    problem: str | None = None
+    """Why it is not going to be read."""
 
 
-def file_digest(uri: str) -> str:
-    """What tells this file's content from any other's: blake2b as stored, 32 hex digits."""
+def file_digest(uri: str, places: Sequence[str] = ()) -> str:
+    """What tells this file's content from any other's: blake2b as stored, 32 hex digits.
+
+    Args: the declared places, where the URI was listed from one.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    with open_bytes(uri) as stream:
+    with open_bytes(uri, places) as stream:
         for block in stored_blocks(stream, uri):
             digest.update(block)
     return digest.hexdigest()
@@ -51,22 +58,53 @@ def files_at(path: str, kind: str) -> Iterator[FoundFile]:
 
     Raises: SourceError for a protocol that is not known, PassingError if a store is away.
     """
-    from fsspec.core import url_to_fs
-
     try:
-        fs, root = url_to_fs(path)
+        fs, root = _store(path)
         details, base = _matches(fs, root)
     except (OSError, ValueError, ImportError) as error:
         raise opening_error(path, error) from error
     # What stands inside an archive (zip://*.csv::s3://...) is only found again through it.
     inside = path[path.index("::") :] if "://" in path.partition("::")[0] and "::" in path else ""
     for name, info in details.items():
-        if info["type"] != "file" or _is_hidden(name, base):
+        problem = _problem(name, info)
+        if (info["type"] != "file" and not problem) or _is_hidden(name, base):
             continue
         if base == root and not _belongs(name, kind):
             continue
         uri = name if "file" in _protocols(fs) else fs.unstrip_protocol(name) + inside
-        yield FoundFile(uri, int(info.get("size") or 0), _modified(info))
+        if one_line(uri) != uri:
+            # Neither a table nor a terminal takes such a name as it is.
+            uri = one_line(uri)
+            problem = (
+                f"{uri}: has characters in its name that are no text (shown as \\u...): controls, "
+                "line ends, or bytes that are not UTF-8. Rename it."
+            )
+        yield FoundFile(masked(uri), int(info.get("size") or 0), _modified(info), problem)
+
+
+def _store(path: str) -> tuple[Any, str]:
+    """The file system that a path or URL is of, and the path in it."""
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    if "://" in path:
+        return url_to_fs(path)
+    local = LocalFileSystem()
+    return local, local._strip_protocol(path)
+
+
+def _problem(name: str, info: dict[str, Any]) -> str | None:
+    """Why a file that was found, not named, is left alone."""
+    if info.get("islink") and info["type"] == "other" and not os.path.isdir(name):
+        # Whoever may write into an inbox could else have any file of this machine read, and shown.
+        return (
+            f"{name}: is a symbolic link, and those are not followed. Name the file that it leads "
+            "to in source.paths, or copy it here."
+        )
+    packed, size = info.get("compress_size"), info.get("file_size")
+    if packed is not None and size and size > max(BOMB_BYTES, BOMB_RATIO * packed):
+        return bomb(name, size, packed)
+    return None
 
 
 def _matches(fs: Any, root: str) -> tuple[dict[str, Any], str]:
@@ -125,10 +163,8 @@ def _modified(info: dict[str, Any]) -> float | None:
 
 def name_within(uri: str, paths: list[str]) -> str:
     """A file's path below the folder that all of `paths` share, `/` between its parts."""
-    from fsspec.core import url_to_fs
-
-    name = url_to_fs(uri)[1]
-    roots = [_before_wildcard(url_to_fs(path)[1]) for path in paths]
+    name = _store(uri)[1]
+    roots = [_before_wildcard(_store(path)[1]) for path in paths]
     # One folder for all paths: two of them may hold a file of the same name.
     roots = [str(PurePosixPath(name).parent) if root == name else root for root in roots]
     try:

@@ -45,17 +45,20 @@ def fates(
     before: Mapping[str, str],
     ever: Iterable[str],
     likeness: Mapping[str, np.ndarray] | None = None,
+    given_up: Mapping[str, str] | None = None,
 ) -> tuple[list[Fate], list[Fate]]:
     """Match tonight's clusters to last night's: the most documents keep their id (Kuhn 1955).
 
     Args: tonight's place of each document, -1 for none, int64 (documents,), below `k`; their ids;
     last night's cluster id by document; every id ever given. Where documents leave a tie,
-    `likeness` decides: by old id, a cosine to each of tonight's centroids, float (k,).
+    `likeness` decides: by old id, a cosine to each of tonight's centroids, float (k,). `given_up`,
+    old ids that a person merged into others, by id: theirs end, whoever has more documents.
     Returns: the fates of tonight's clusters in the order of their places, and of those that ended.
     """
     old = sorted({one for one in before.values() if one != UNASSIGNED})
     shared = _shared(places, k, doc_ids, before, old)
-    kept = _matched(shared, old, likeness or {})
+    merged = given_up or {}
+    kept = _matched(shared, old, likeness or {}, merged)
     ids = _ids(kept, k, old, [*ever, *old])
     ended = [column for column in range(len(old)) if column not in kept.values()]
     lost = np.where(np.isin(np.arange(len(old)), ended), shared.sum(0), 0)
@@ -63,6 +66,7 @@ def fates(
     tonight = [
         _fate(ids[row], shared[row], int(sizes[row]), old, lost, row in kept) for row in range(k)
     ]
+    tonight = [_with_merged(one, merged, old) for one in tonight]
     return tonight, [_end(old[column], shared[:, column], ids) for column in ended]
 
 
@@ -79,11 +83,20 @@ def _shared(
 
 
 def _matched(
-    shared: np.ndarray, old: list[str], likeness: Mapping[str, np.ndarray]
+    shared: np.ndarray,
+    old: list[str],
+    likeness: Mapping[str, np.ndarray],
+    given_up: Mapping[str, str],
 ) -> dict[int, int]:
     """Which of tonight's clusters is which of last night's, by row and column."""
     from scipy.optimize import linear_sum_assignment
 
+    # Into whom a person merged others is whoever has the documents of all of them.
+    shared = shared.copy()
+    for one, other in given_up.items():
+        if one in old and other in old:
+            shared[:, old.index(other)] += shared[:, old.index(one)]
+            shared[:, old.index(one)] = 0
     smaller = np.minimum(shared.sum(1, keepdims=True), shared.sum(0, keepdims=True))
     related = (shared > 0) & (shared >= SHARED * smaller)
     near = np.zeros(shared.shape)
@@ -124,6 +137,14 @@ def _fate(
     if len(old) and shared.max() > 0 and shared.max() >= SHARED * size:
         return Fate(own, "split", parents=[old[int(shared.argmax())]])
     return Fate(own, "born")
+
+
+def _with_merged(fate: Fate, given_up: Mapping[str, str], old: list[str]) -> Fate:
+    """With the clusters that a person merged into it, wherever their documents went."""
+    own = [one for one, other in given_up.items() if other == fate.cluster_id and one in old]
+    if not own:
+        return fate
+    return Fate(fate.cluster_id, "merged", parents=sorted({*fate.parents, *own}))
 
 
 def _end(own: str, shared: np.ndarray, ids: list[str]) -> Fate:

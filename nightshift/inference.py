@@ -31,6 +31,21 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def device_name(wanted: str) -> str | None:
+    """What tells the device from all others of this machine; None for a processor, which is shared.
+
+    Args: as `pick_device`, whose errors are met where it is used.
+    """
+    try:
+        there = pick_device(wanted)
+    except TrainingError:
+        return None
+    if there.type == "cuda":
+        # Its number depends on CUDA_VISIBLE_DEVICES, and is another one in each container.
+        return f"cuda-{torch.cuda.get_device_properties(there).uuid}"
+    return None if there.type == "cpu" else there.type
+
+
 def unwatched(batches: Iterable[np.ndarray], total: int) -> Iterable[np.ndarray]:
     """Show no progress."""
     return batches

@@ -38,7 +38,7 @@ def verify(folder: Path) -> str:
         noted: dict[str, str] = json.loads((folder / FILES).read_text(encoding="utf-8"))
         require(folder, tuple(noted))
         altered = [name for name, was in noted.items() if digest(folder, [folder / name]) != was]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, OSError) as error:  # a name may be none that a file has
         raise BundleError(f"{folder}: {FILES} cannot be read ({error}). {_NEXT}") from error
     if altered:
         raise BundleError(

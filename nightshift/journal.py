@@ -1,37 +1,32 @@
-"""The journal: what people say between nights, kept at once in a small SQLite file.
+"""The journal: what people say between nights, kept at once in a small SQLite file or Postgres.
 
 A lake's tables are written by nights alone. A person's word cannot wait for one and must not meet
 one half-way, so it lands here, with who and when; the next night reads it and makes it public. Each
-kind of word has a table of its own. Words are only ever added: the newest about a thing holds, and
-a word that takes back is a word too.
+kind of word has a table of its own, and all kinds are numbered together: a night remembers one
+number, how far it has read. Words are only ever added: the newest about a thing holds, and a word
+that takes back is a word too.
 """
 
 from __future__ import annotations
 
 import getpass
-import os
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
+from typing import Any, Literal, TypeVar
 
-from .errors import ConfigError, PassingError
+from .errors import ConfigError
+from .journal_stores import Connection, PostgresStore, SqliteStore, Store
 from .pictures import clean
 
-BUSY_SECONDS = 5.0
-"""How long a word waits for another process to finish its own, which takes milliseconds."""
 LONGEST = 80
 """Characters of a name."""
-
-# One table per kind of word. Numbers order the words, since clocks of several machines do not.
-TABLES = {
-    "names": """create table if not exists names (
-        number integer primary key autoincrement, cluster_id text not null, name text,
-        class_name text, by text not null, at text not null) strict""",
-}
+LONGEST_REASON = 500
+NO_PERSON = ("source", "cluster ")
+"""How labels are signed that no person gave: by their source, and in the name of a cluster."""
+MOST_PARTS = 20
+"""Parts that a cluster may be split into by hand."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +44,58 @@ class Name:
     """UTC."""
 
 
-class Journal:
-    """A pipeline's journal; any number of processes may read and write it at the same time.
+@dataclass(frozen=True)
+class Said:
+    """One row of `labels`: what somebody said of a document.
 
-    The file appears with the first word. It belongs on a local disk: SQLite's write-ahead log needs
-    memory that its readers and writers share.
+    kind: `label` gives a label, null for none of the classes; `skip` says nothing but that this
+    person was asked; `undo` takes back the word of the number `undoes`.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    number: int
+    doc_id: str
+    kind: Literal["label", "skip", "undo"]
+    label: str | None
+    before: str | None
+    """The label that the document had when it was said."""
+    queue: str
+    """Where the person met it."""
+    undoes: int | None
+    by: str
+    at: datetime
+    """UTC; never before that of an earlier word, whatever the clock says."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One row of `shapes`: a cluster to merge into another or to split, or to leave as it is."""
+
+    number: int
+    cluster_id: str
+    verb: Literal["merge", "split", "leave"]
+    other: str | None
+    """Into whom, of a merger."""
+    parts: int | None
+    by: str
+    at: datetime
+
+
+Word = TypeVar("Word", Name, Said, Shape)
+
+
+class Journal:
+    """A pipeline's journal; any number of processes may read and write it at the same time."""
+
+    def __init__(self, place: Path | Store):
+        self.store: Store = SqliteStore(place) if isinstance(place, Path) else place
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file; it appears with the first word."""
+        assert isinstance(self.store, SqliteStore)
+        return self.store.path
+
+    # --- clusters ---------------------------------------------------------------------------
 
     def say_name(
         self, cluster_id: str, name: str, class_name: str | None = None, by: str | None = None
@@ -68,11 +106,11 @@ class Journal:
         """
         said = cleaned(name, "name")
         of_class = None if class_name is None else cleaned(class_name, "class")
-        return self._write_name(cluster_id, said, of_class, by)
+        return self._write(Name, [cluster_id, said, of_class], by)
 
     def forget_name(self, cluster_id: str, by: str | None = None) -> Name:
         """Take a cluster's name and class back: from the next night on keywords name it again."""
-        return self._write_name(cluster_id, None, None, by)
+        return self._write(Name, [cluster_id, None, None], by)
 
     def names(self, until: int | None = None) -> dict[str, Name]:
         """The newest word about each cluster, by id; a name of None was taken back.
@@ -84,108 +122,238 @@ class Journal:
 
     def since(self, number: int) -> list[Name]:
         """Every word about names after a number, oldest first."""
-        if not self.path.exists():
+        return self._read(Name, number)
+
+    def merge(self, cluster_id: str, other: str, by: str | None = None) -> Shape:
+        """Let the next night take a cluster into another, which keeps its id.
+
+        Raises: ConfigError where both are one.
+        """
+        if cluster_id == other:
+            raise ConfigError(f"merge: found {cluster_id} twice, expected two clusters.")
+        return self._write(Shape, [cluster_id, "merge", other, None], by)
+
+    def split(self, cluster_id: str, parts: int = 2, by: str | None = None) -> Shape:
+        """Let the next night split a cluster; the part with the most documents keeps its id.
+
+        Raises: ConfigError for a number of parts that cannot be.
+        """
+        if not 2 <= parts <= MOST_PARTS:
+            raise ConfigError(f"split: found {parts} parts, expected 2 to {MOST_PARTS}.")
+        return self._write(Shape, [cluster_id, "split", None, parts], by)
+
+    def leave(self, cluster_id: str, by: str | None = None) -> Shape:
+        """Take back a merger or a split that no night has carried out yet."""
+        return self._write(Shape, [cluster_id, "leave", None, None], by)
+
+    def shapes(self, after: int = 0, until: int | None = None) -> list[Shape]:
+        """The newest word about each cluster's shape, in their order; without those taken back."""
+        words = {one.cluster_id: one for one in self._read(Shape, after, until)}
+        kept = (one for one in words.values() if one.verb != "leave")
+        return sorted(kept, key=lambda one: one.number)
+
+    # --- labels -----------------------------------------------------------------------------
+
+    def say_label(
+        self, doc_id: str, label: str | None, before: str | None, queue: str, by: str
+    ) -> Said:
+        """Label a document; null says that it is of no class. The same said twice is one word.
+
+        Args: the label it has had until now; the queue it was met in; who says so.
+        Raises: ConfigError for a label that cannot be one.
+        """
+        said = None if label is None else cleaned(label, "label")
+        return self.say_labels([(doc_id, said, before)], queue, by)[0]
+
+    def say_labels(
+        self, given: Sequence[tuple[str, str | None, str | None]], queue: str, by: str
+    ) -> list[Said]:
+        """Many labels at once, all or none: (doc_id, label, label before) of each."""
+        who = person(by)
+        with self.store.writing() as opened:
+            held = holding(self._about(opened, {one for one, _, _ in given}))
+            found: list[Said] = []
+            for doc_id, label, before in given:
+                word = held.get(doc_id)
+                if word is None or word.label != label or word.by != who:
+                    values = [doc_id, "label", label, before, queue, None]
+                    word = held[doc_id] = _add(opened, Said, values, who)
+                found.append(word)
+            self._return(opened, [one for one, _, _ in given])
+        return found
+
+    def skip(self, doc_id: str, queue: str, by: str) -> Said:
+        """Note that somebody was asked and did not say; others may."""
+        with self.store.writing() as opened:
+            word = _add(opened, Said, [doc_id, "skip", None, None, queue, None], person(by))
+            self._return(opened, [doc_id])
+        return word
+
+    def undo(self, by: str) -> Said | None:
+        """Take back a person's newest word about a document that still stands; None without one.
+
+        What others said of the document stands.
+        """
+        who = person(by)
+        with self.store.writing() as opened:
+            columns = ", ".join(one.name for one in fields(Said))
+            query = (
+                f"select {columns} from labels where by = ? and kind <> 'undo' and number not in "
+                "(select undoes from labels where undoes is not null) order by number desc limit 1"
+            )
+            rows = opened.rows(query, [who])
+            if not rows:
+                return None
+            word = _word(Said, rows[0])
+            return _add(
+                opened, Said, [word.doc_id, "undo", word.label, word.before, word.queue,
+                               word.number], who
+            )  # fmt: skip
+
+    def said(self, after: int = 0, until: int | None = None) -> list[Said]:
+        """Every word about documents after a number, oldest first."""
+        return self._read(Said, after, until)
+
+    def labels(self, after: int, until: int | None = None) -> list[Said]:
+        """What people's words change: for each document of which something was said after one
+        number and until another, what holds now where it is not what held at the first.
+
+        The word that holds, with the time of the newest one about its document. Where all was taken
+        back, the word that takes back, with the label that was there before anybody spoke.
+        """
+        fresh = {one.doc_id for one in self.said(after, until)}
+        if not fresh:
             return []
-        columns = ", ".join(one.name for one in fields(Name))
-        query = f"select {columns} from names where number > ? order by number"
-        with self._opened() as opened:
-            rows = opened.execute(query, (number,)).fetchall()
-        return [Name(*row[:-1], at=datetime.fromisoformat(row[-1])) for row in rows]
+        with self.store.reading() as opened:
+            words = self._about(opened, fresh, until)
+        then = holding([one for one in words if one.number <= after])
+        now, newest = holding(words), {one.doc_id: one for one in words}
+        first = {one.doc_id: one for one in reversed(words) if one.kind == "label"}
+        found: list[Said] = []
+        for doc_id in sorted(fresh):
+            holds, held, last = now.get(doc_id), then.get(doc_id), newest[doc_id]
+            if holds is not None:
+                if held is None or held.label != holds.label:
+                    found.append(_with(holds, at=last.at))
+            elif held is not None:
+                found.append(_with(last, label=first[doc_id].before))
+        return found
+
+    def _about(
+        self, opened: Connection, doc_ids: Collection[str], until: int | None = None
+    ) -> list[Said]:
+        """Every word about some documents, oldest first."""
+        columns = ", ".join(one.name for one in fields(Said))
+        query = f"select {columns} from labels"
+        if len(doc_ids) == 1:  # a person's own word must not cost what all have said
+            rows = opened.rows(f"{query} where doc_id = ? order by number", [*doc_ids])
+        else:
+            rows = opened.rows(f"{query} order by number")
+        words = (_word(Said, row) for row in rows)
+        return [
+            one for one in words if one.doc_id in doc_ids and (until is None or one.number <= until)
+        ]
+
+    # --- who is shown what ------------------------------------------------------------------
+
+    def lend(self, doc_ids: Iterable[str], by: str, minutes: float) -> str | None:
+        """The first of some documents that is shown to nobody else, which is this person's for some
+        minutes; None without one. What was lent to them before is free again.
+        """
+        now = datetime.now(UTC)
+        with self.store.writing() as opened:
+            rows = opened.rows("select doc_id, by from loans where until > ?", [now.isoformat()])
+            others = {doc_id for doc_id, who in rows if who != by}
+            found = next((one for one in doc_ids if one not in others), None)
+            opened.run("delete from loans where by = ? or until <= ?", [by, now.isoformat()])
+            if found is not None:
+                until = (now + timedelta(minutes=minutes)).isoformat()
+                opened.run("delete from loans where doc_id = ?", [found])
+                opened.run("insert into loans values (?, ?, ?)", [found, by, until])
+        return found
+
+    def _return(self, opened: Connection, doc_ids: Iterable[str]) -> None:
+        for one in doc_ids:
+            opened.run("delete from loans where doc_id = ?", [one])
+
+    # --- all kinds --------------------------------------------------------------------------
 
     def last(self) -> int:
-        """The number of the newest word about names, 0 before any: how far a night has read."""
-        return max((one.number for one in self.since(0)), default=0)
+        """The number of the newest word of any kind, 0 before any: how far a night has read."""
+        return self.store.last()
 
     def erase(self, doc_ids: Iterable[str]) -> int:
-        """Remove every word about some documents, from the file's free pages and log as well.
-
-        Returns: words removed.
-        """
-        if not self.path.exists():
-            return 0
-        gone, wanted = 0, [(one,) for one in doc_ids]
-        with self._opened() as opened:
-            opened.execute("pragma secure_delete = on")
-            tables = [name for (name,) in opened.execute("select name from sqlite_schema "
-                      "where type = 'table'")]  # fmt: skip
-            for table in tables:
-                columns = {row[1] for row in opened.execute(f'pragma table_info("{table}")')}
-                if "doc_id" in columns:
-                    before = opened.total_changes
-                    with opened:
-                        opened.executemany(f'delete from "{table}" where doc_id = ?', wanted)
-                    gone += opened.total_changes - before
-            opened.execute("vacuum")
-            opened.execute("pragma wal_checkpoint(truncate)")
-        return gone
+        """Remove every word about some documents, and all traces of it. Returns: words removed."""
+        return self.store.erase([*doc_ids])
 
     def copy(self, to: Path) -> None:
-        """Write the journal as it is now to another file; without one nothing is written."""
-        if not self.path.exists():
-            return
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with self._opened() as here, closing(sqlite3.connect(to)) as there:
-            here.backup(there)
+        """Write the journal as it is now to a SQLite file; an empty one writes nothing."""
+        self.store.copy(to)
 
-    def _write_name(
-        self, cluster_id: str, name: str | None, class_name: str | None, by: str | None
-    ) -> Name:
-        who, at = cleaned(by or login(), "by"), datetime.now(UTC).replace(microsecond=0)
-        columns = (cluster_id, name, class_name, who, at.isoformat())
-        self._create()
-        with self._opened() as opened, opened:
-            added = opened.execute(
-                "insert into names (cluster_id, name, class_name, by, at) values (?, ?, ?, ?, ?)",
-                columns,
-            )
-        assert added.lastrowid is not None
-        return Name(added.lastrowid, cluster_id, name, class_name, who, at)
-
-    def _create(self) -> None:
-        """Make the file where there is none, all at once.
-
-        SQLite cannot wait while two processes turn one new file to write-ahead logging, so each
-        makes its own, and the first to link it to the name has made the journal.
-        """
-        if self.path.exists():
-            return
-        fresh = self.path.with_name(f".{self.path.name}-{uuid4().hex}")
+    def _read(self, kind: type[Word], after: int, until: int | None = None) -> list[Word]:
+        if not self.store.there():
+            return []
+        columns = ", ".join(one.name for one in fields(kind))
+        query = f"select {columns} from {_TABLE[kind]} where number > ? order by number"
+        with self.store.reading() as opened:
+            rows = opened.rows(query, [after])
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(fresh)) as opened:
-                opened.execute("pragma journal_mode = wal")
-            with suppress(FileExistsError):
-                os.link(fresh, self.path)
-        except (OSError, sqlite3.Error) as error:
-            raise PassingError(
-                f"journal {self.path}: could not be made ({error}). Nothing was noted. Make its "
-                "folder writable, then say it again."
-            ) from error
-        finally:
-            with suppress(OSError):
-                fresh.unlink()
+            words = [_word(kind, row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise self.store.damaged(str(error)) from error
+        return [one for one in words if until is None or one.number <= until]
 
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction; every table of this version is there."""
-        try:
-            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as opened:
-                there = {name for (name,) in opened.execute("select name from sqlite_schema")}
-                for table, create in TABLES.items():
-                    if table not in there:
-                        opened.execute(create)
-                yield opened
-        except sqlite3.OperationalError as error:
-            raise PassingError(
-                f"journal {self.path}: {error}. Another process may hold it (waited "
-                f"{BUSY_SECONDS:.0f} s), or its disk is full or read-only. A word said just now "
-                "is not noted; run the same command again."
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"journal {self.path}: {error}; expected the SQLite file that `nightshift name` "
-                "writes. Put a copy of it back, or move this file away to start an empty one."
-            ) from error
+    def _write(self, kind: type[Word], values: list[Any], by: str | None) -> Word:
+        who = cleaned(by or login(), "by")
+        with self.store.writing() as opened:
+            return _add(opened, kind, values, who)
+
+
+_TABLE: dict[type[Any], str] = {Name: "names", Said: "labels", Shape: "shapes"}
+
+
+def _word(kind: type[Word], row: Sequence[Any]) -> Word:
+    *values, at = row
+    return kind(*values, at=datetime.fromisoformat(at))
+
+
+def _add(opened: Connection, kind: type[Word], values: list[Any], by: str) -> Word:
+    """Write a word; its time is after that of the word before it."""
+    table, number, at = _TABLE[kind], opened.number(), datetime.now(UTC)
+    for (newest,) in opened.rows(f"select at from {table} order by number desc limit 1"):
+        at = max(at, datetime.fromisoformat(newest) + timedelta(microseconds=1))
+    row = [number, *values, by, at.isoformat()]
+    marks = ", ".join("?" * len(row))
+    columns = ", ".join(one.name for one in fields(kind))
+    opened.run(f"insert into {table} ({columns}) values ({marks})", row)
+    return _word(kind, row)
+
+
+def holding(words: Iterable[Said]) -> dict[str, Said]:
+    """The newest label of each document that was not taken back, by id."""
+    words = list(words)
+    undone = {one.undoes for one in words if one.kind == "undo"}
+    return {one.doc_id: one for one in words if one.kind == "label" and one.number not in undone}
+
+
+def _with(word: Said, **changes: Any) -> Said:
+    return Said(**{**{one.name: getattr(word, one.name) for one in fields(Said)}, **changes})
+
+
+def open_journal(url: str, lake: str, pipeline: str, reports: str) -> Journal:
+    """A pipeline's journal: in Postgres where a URL is given, else in a file.
+
+    Args: `journal` of the pipelines file; else as `journal_path`.
+    Raises: ConfigError for another URL.
+    """
+    if not url:
+        return Journal(journal_path(lake, pipeline, reports))
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ConfigError(
+            f"journal: found a URL of {url.split('://')[0]!r}, expected postgresql://... or "
+            "nothing, for a SQLite file beside the tables."
+        )
+    return Journal(PostgresStore(url, pipeline))
 
 
 def journal_path(lake: str, pipeline: str, reports: str) -> Path:
@@ -199,19 +367,35 @@ def journal_path(lake: str, pipeline: str, reports: str) -> Path:
     return root / pipeline / "journal.sqlite"
 
 
-def cleaned(text: str, what: str) -> str:
-    """A name on one line, without blanks around it or characters that cannot be shown.
+def cleaned(text: str, what: str, most: int = LONGEST) -> str:
+    """Words on one line, without blanks around them or characters that cannot be shown.
 
-    Raises: ConfigError unless 1 to 80 characters are left; `what` says which name was meant.
+    Raises: ConfigError unless 1 to `most` characters are left; `what` says which words were meant.
     """
     line = " ".join(clean(text).split())
-    if not 1 <= len(line) <= LONGEST:
+    if not 1 <= len(line) <= most:
         shown = f"{line[:24]!r}... ({len(line)} characters)" if line else "nothing"
         raise ConfigError(
-            f"{what}: found {shown}, expected 1 to {LONGEST} characters on one line. Say it again "
+            f"{what}: found {shown}, expected 1 to {most} characters on one line. Say it again "
             f"{'shorter' if line else 'with words'}."
         )
     return line
+
+
+def person(by: str) -> str:
+    """The name of a person who labels.
+
+    Raises: ConfigError for one that cannot be told from a source or a cluster.
+    """
+    name = cleaned(by, "by")
+    if is_person(name):
+        return name
+    raise ConfigError(f"by: found {name!r}, which is no person's name here. Give another.")
+
+
+def is_person(by: str) -> bool:
+    """Whether a label that is signed so was given by a person."""
+    return by != NO_PERSON[0] and not by.startswith(NO_PERSON[1])
 
 
 def login() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from .errors import NightshiftError, PassingError, SourceError
+from .showing import unmasked
 
 BLOCK_BYTES = 1 << 18
 # Of compressed data. Decompressing has no other bound on what one call returns: 1 KiB of hostile
@@ -23,6 +24,10 @@ BLOCK_BYTES = 1 << 18
 PIECE_BYTES = 1 << 10
 HEAD_BYTES = 1 << 20
 RAW_CHARACTERS = 500
+BOMB_RATIO = 250
+"""Text unpacks to 3 to 50 times its size; what comes to more, and to more than `BOMB_BYTES`, is
+meant to fill a disk or a night."""
+BOMB_BYTES = 256 << 20
 
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -53,16 +58,21 @@ class OpenText:
 
 
 @contextmanager
-def open_bytes(uri: str) -> Iterator[Any]:
+def open_bytes(uri: str, places: Sequence[str] = ()) -> Iterator[Any]:
     """The stored bytes of a path or fsspec URL, for reading.
 
+    Args: the declared places, one of which has the password that a listed URL does not show.
     Raises: SourceError if there is nothing to open, PassingError if a store does not answer.
     """
     import fsspec
 
     try:
-        opened: Any = fsspec.open(uri, "rb")  # named: an archive closes with the object behind it
-        stream = opened.open()
+        if "://" in uri:
+            opened: Any = fsspec.open(unmasked(uri, places), "rb")  # named: an archive closes with
+            stream = opened.open()  # the object behind it
+        else:
+            # Not by fsspec: a file's name is anybody's, and :: in it would name another store.
+            stream = open(uri, "rb")  # noqa: SIM115
     except (OSError, ValueError, ImportError) as error:
         raise opening_error(uri, error) from error
     with stream:
@@ -99,21 +109,26 @@ def stored_blocks(stream: Any, uri: str) -> Iterator[bytes]:
 # --- decompression --------------------------------------------------------------------------
 
 
-def decompressed(stored: Iterator[bytes], compression: str) -> Iterator[bytes]:
+def decompressed(stored: Iterator[bytes], compression: str, uri: str) -> Iterator[bytes]:
     """The bytes below `gz`, `zst` or no compression, in blocks of about BLOCK_BYTES.
 
-    Raises: DamagedError after the last good byte of a stream that is cut or corrupt.
+    Raises: DamagedError after the last good byte of a stream that is cut or corrupt, SourceError
+    where it unpacks to more than any text would.
     """
     if not compression:
         yield from stored
         return
     parts: list[bytes] = []
-    size = 0
+    size = unpacked = 0
+    packed = _Counted(stored)
     damage = None
     try:
-        for part in _gunzip(stored) if compression == "gz" else _unzstd(stored):
+        for part in _gunzip(packed) if compression == "gz" else _unzstd(packed):
             parts.append(part)
             size += len(part)
+            unpacked += len(part)
+            if unpacked > max(BOMB_BYTES, BOMB_RATIO * packed.bytes):
+                raise SourceError(bomb(uri, unpacked, packed.bytes))
             if size >= BLOCK_BYTES:
                 yield b"".join(parts)
                 parts, size = [], 0
@@ -125,14 +140,37 @@ def decompressed(stored: Iterator[bytes], compression: str) -> Iterator[bytes]:
         raise damage
 
 
-def _pieces(stored: Iterator[bytes]) -> Iterator[bytes]:
+class _Counted:
+    """Blocks as they pass, and how many bytes they were."""
+
+    def __init__(self, stored: Iterator[bytes]) -> None:
+        self.stored = stored
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self.stored:
+            self.bytes += len(block)
+            yield block
+
+
+def bomb(uri: str, unpacked: int, packed: int) -> str:
+    """What a person should read when a file unpacks to far more than it is."""
+    return (
+        f"{uri}: found {unpacked >> 20} MiB in {max(packed, 1) / 1024:.0f} KiB that are stored, "
+        f"and expected no more than {BOMB_RATIO} times as much: this is a decompression bomb, or "
+        "the same row over and over. It is read no further; if it should be, store it without "
+        "compression."
+    )
+
+
+def _pieces(stored: Iterable[bytes]) -> Iterator[bytes]:
     """Small enough that little is lost where a stream breaks, and little comes out at once."""
     for block in stored:
         for start in range(0, len(block), PIECE_BYTES):
             yield block[start : start + PIECE_BYTES]
 
 
-def _gunzip(stored: Iterator[bytes]) -> Iterator[bytes]:
+def _gunzip(stored: Iterable[bytes]) -> Iterator[bytes]:
     member: Any = None
     for piece in _pieces(stored):
         while piece:
@@ -148,7 +186,7 @@ def _gunzip(stored: Iterator[bytes]) -> Iterator[bytes]:
         raise DamagedError("compressed data ends early")
 
 
-def _unzstd(stored: Iterator[bytes]) -> Iterator[bytes]:
+def _unzstd(stored: Iterable[bytes]) -> Iterator[bytes]:
     from zstandard import ZstdDecompressor, ZstdError
 
     # Not the package's stream_reader: it takes a truncated file for a complete one.
@@ -174,7 +212,7 @@ def open_text(stream: Any, uri: str, compression: str, encoding: str) -> OpenTex
 
     Raises: SourceError for what is not text at all, or nothing but a damaged stream.
     """
-    blocks = decompressed(stored_blocks(stream, uri), compression)
+    blocks = decompressed(stored_blocks(stream, uri), compression, uri)
     head, damage = _read_head(blocks)
     if damage and not head:
         raise SourceError(

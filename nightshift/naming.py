@@ -10,6 +10,7 @@ a person wrote stands above both; that is decided where names are kept, not here
 from __future__ import annotations
 
 import logging
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,9 @@ ANSWER = 80
 PATIENCE = 3
 """Failures in a row after which a namer is asked no more: each may have cost a time limit."""
 
+NAMERS = "NIGHTSHIFT_NAMERS"
+"""Names the modules that a namer may be of."""
+
 NONE = np.int32(-1)
 """No term."""
 
@@ -64,7 +68,8 @@ class NamingConfig(Config):
     """Keywords per cluster."""
     namer: str | None = None
     """A callable of your own, as "module:function", that is given a cluster's keywords and its
-    exemplars' texts and answers a name; none: the best keywords are the name."""
+    exemplars' texts and answers a name; none: the best keywords are the name. This file alone runs
+    no code: its module has to stand in the environment variable NIGHTSHIFT_NAMERS (by commas)."""
     namer_seconds: float = Field(default=30, gt=0)
     """Seconds that it may take for one name."""
 
@@ -146,7 +151,8 @@ def _beginning(text: str) -> str:
 def load_namer(name: str) -> Namer:
     """The callable behind "module:function"; the current folder is looked in last.
 
-    Raises: ConfigError if it cannot be imported, or not called with keywords and exemplars.
+    Raises: ConfigError if this machine does not allow it, if it cannot be imported, or not called
+    with keywords and exemplars.
     """
     import inspect
 
@@ -155,6 +161,12 @@ def load_namer(name: str) -> Namer:
     if not (module and colon and function):
         raise ConfigError(
             f'{where}, expected "module:function", such as "naming_by_us:name". Write it so.'
+        )
+    if module not in os.environ.get(NAMERS, "").split(","):
+        # A file of settings must not be able to run what it likes: subprocess:run takes two lists.
+        raise ConfigError(
+            f"{where}, which this machine does not allow to be run. If it should be, say so in the "
+            f"environment of whatever works the night: {NAMERS}={module}"
         )
     loaded = _imported(module, where)
     found = getattr(loaded, function, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .identity import UNASSIGNED
-from .pictures import GREY, _fitted, _svg, cluster_colours, cut, said, text_width
+from .pictures import GREY, _fitted, _svg, cluster_colours, cut, in_both, said, text_width
 
 MOST_NIGHTS = 8
 MOST_CLUSTERS = 20
@@ -368,13 +368,12 @@ def _legend(y: float) -> list[str]:
     x = LEFT
     for event in MARKS:
         body.append(_mark(event, x + 4, y - 4, False))
-        body.append(
-            f'<text class="faint" font-size="11" x="{x + 14:.1f}" y="{y:.1f}">{event}</text>'
-        )
+        at = f'font-size="11" x="{x + 14:.1f}" y="{y:.1f}"'
+        body.append(in_both([f"event_{event}"], at, "faint"))
         x += 36 + text_width(event, 11)
     body.append(_wedge(x + WEDGE, y - 9, y + 1, GREY, "new documents"))
-    body.append(f'<text class="faint" font-size="11" x="{x + WEDGE + 6:.1f}" y="{y:.1f}">')
-    return [*body, "new documents · height: documents · band: where they went</text>"]
+    at = f'font-size="11" x="{x + WEDGE + 6:.1f}" y="{y:.1f}"'
+    return [*body, in_both(["p_pedigree"], at, "faint")]
 
 
 def _colour(plan: Plan, key: str) -> str:

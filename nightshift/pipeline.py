@@ -9,20 +9,30 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from .alerts import AlertConfig
 from .checks import ChecksConfig
 from .cleaning import CleaningConfig
 from .clustering import ClusterConfig
 from .config import Config, build, expand_variables, merge, nearest, read_yaml
 from .errors import ConfigError
 from .evaluation import EvaluationConfig
+from .journal import Journal, open_journal
 from .promotion import PromotionConfig
 from .recipe import AnswerConfig, ModelConfig, PretrainConfig, TrainConfig, TuneConfig, WideConfig
 from .reports import ReportConfig
+from .retention import KeepConfig
+from .schedule import ScheduleConfig
+from .showing import masked
 from .sources import SLICES, SourceConfig
 from .splits import SplitConfig
 from .tables import digest_of
 from .tokenizer import TokenizerConfig
+from .triggers import TriggersConfig
 
+OF_NO_NIGHT = {"webhook", "alerts", "keep", "tune", "schedule", "triggers"}
+"""Keys that change nothing in a night's tables; secrets stand in some of them."""
+MOST_BYTES = 4 << 20
+"""Of a pipelines file; what is longer is something else, and may have no end."""
 PIPELINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -61,10 +71,18 @@ class Pipeline(Config):
     """What the morning's page shows."""
     tune: TuneConfig = TuneConfig()
     """How `nightshift tune` looks for a better recipe."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """When its nights start by themselves."""
+    triggers: TriggersConfig = TriggersConfig()
+    """What else starts them."""
+    keep: KeepConfig = KeepConfig()
+    """What stays of past nights."""
+    alerts: AlertConfig = AlertConfig()
+    """What is told to people at once, and how it reaches them."""
     when_busy: Literal["wait", "leave"] = "wait"
     """What a second night of this pipeline does while one runs."""
     webhook: SecretStr | None = None
-    """URL that gets a JSON message when a night fails (Slack reads its `text`)."""
+    """URL that gets a JSON message for every alert (Slack reads its `text`)."""
 
     @model_validator(mode="after")
     def _floors_are_of_slices(self) -> Pipeline:
@@ -73,6 +91,17 @@ class Pipeline(Config):
             if kind not in known:
                 raise ValueError(f"promotion.floors: no slices by {kind!r}; {nearest(kind, known)}")
         return self
+
+    @property
+    def tells_late(self) -> bool:
+        """Whether somebody wants to hear of a night that is due and does not come."""
+        told = bool(self.webhook or self.alerts.email) and "late" in self.alerts.on
+        return told and self.schedule.is_set and not self.schedule.paused
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the watcher has anything to look at."""
+        return self.triggers.is_set or self.tells_late
 
 
 class Settings(Config):
@@ -84,6 +113,11 @@ class Settings(Config):
     """MLflow tracking URI; also the registry."""
     reports: str = "data/reports"
     """Folder of the morning pages."""
+    journal: SecretStr = SecretStr("")
+    """What people say between nights: a Postgres URL, for people on several machines (secrets from
+    ${VARIABLES}); else a SQLite file beside the tables."""
+    lease_seconds: float = Field(default=60, ge=1)
+    """A night that has given no sign of life for so long is taken over by another machine."""
     storage: dict[str, SecretStr] = Field(default_factory=dict)
     """Options of the tables' object store, such as AWS_ENDPOINT_URL; secrets from ${VARIABLES}."""
     defaults: dict[str, Any] = Field(default_factory=dict)
@@ -112,6 +146,13 @@ class Settings(Config):
             )
         return self.pipelines[name]
 
+    def journal_of(self, pipeline: str) -> Journal:
+        """The journal of a pipeline.
+
+        Raises: ConfigError for a URL that is none of Postgres.
+        """
+        return open_journal(self.journal.get_secret_value(), self.lake, pipeline, self.reports)
+
     def storage_options(self) -> dict[str, str]:
         """The object store's options with their secrets in the open; never log them."""
         return {key: value.get_secret_value() for key, value in self.storage.items()}
@@ -124,12 +165,16 @@ def load_settings(path: Path) -> Settings:
     """
     where = path.name
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            read = stream.read(MOST_BYTES + 1)
+        text = read.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}). Give another with --config, or write one: "
             "`nightshift init FILE`."
         ) from error
+    if len(read) > MOST_BYTES:
+        raise ConfigError(f"{path}: found more than {MOST_BYTES} bytes, expected a pipelines file.")
     data, lines = read_yaml(text, where)
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: found no keys, expected at least `pipelines:`. See README.")
@@ -192,25 +237,42 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
     )
 
 
-def masked(uri: str) -> str:
-    """A URI to show: without the password that may stand in it."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+CHANGEABLE = (
+    "cleaning", "tokenizer", "model", "pretrain", "train", "wide", "answers", "evaluation",
+    "checks", "promotion", "clusters", "report",
+)  # fmt: skip
+"""Parts of a pipeline that one night alone may have otherwise; sides and sources stay."""
+
+
+def changed(pipeline: Pipeline, changes: dict[str, Any]) -> Pipeline:
+    """The pipeline with some keys otherwise, mapping by mapping.
+
+    Raises: ConfigError naming each key that is unknown, may not change, or does not fit.
+    """
+    if not changes:
+        return pipeline
+    for key in changes:
+        if key not in CHANGEABLE:
+            raise ConfigError(
+                f"changes: {key}: not a part that one night may have otherwise; "
+                f"{nearest(key, CHANGEABLE)}"
+            )
+    declared = {name: getattr(pipeline, name) for name in Pipeline.model_fields}
+    parts = pipeline.model_dump(include={*changes})
+    return build(Pipeline, merge(declared, merge(parts, changes)), "changes", {})
 
 
 def config_digest(pipeline: Pipeline) -> str:
     """Digest of everything declared about a pipeline's nights but its secrets."""
-    return digest_of(_of_nights(pipeline))
+    return digest_of(config_to_keep(pipeline))
 
 
 def config_to_keep(pipeline: Pipeline) -> dict[str, Any]:
-    """The same in full, to be kept with a night: passwords in paths are masked."""
-    kept = _of_nights(pipeline)
+    """The same in full, to be kept with a night: passwords in addresses are masked."""
+    kept = pipeline.model_dump(mode="json", exclude=OF_NO_NIGHT)
     kept["source"]["paths"] = [masked(path) for path in pipeline.source.paths]
+    kept["model"]["embeddings"] = masked(pipeline.model.embeddings)
     return kept
-
-
-def _of_nights(pipeline: Pipeline) -> dict[str, Any]:
-    return pipeline.model_dump(mode="json", exclude={"webhook", "tune"})
 
 
 def json_schema() -> dict[str, Any]:
@@ -253,8 +315,18 @@ def reference() -> str:
     _describe("A pipeline", parts["Pipeline"], parts, lines)
     for key, field in parts["Pipeline"]["properties"].items():
         if "$ref" in field:
-            _describe(f"`{key}`", parts[field["$ref"].rsplit("/", 1)[1]], parts, lines)
+            part = parts[field["$ref"].rsplit("/", 1)[1]]
+            _describe(f"`{key}`", part, parts, lines)
+            for inner, its in part["properties"].items():
+                for one in its.get("anyOf", []):  # keys, or nothing
+                    if "properties" in (inside := parts.get(_target(one), {})):
+                        _describe(f"`{key}.{inner}`", inside, parts, lines)
     return "\n".join(lines) + "\n"
+
+
+def _target(field: dict[str, Any]) -> str:
+    """The part that a field refers to."""
+    return field.get("$ref", "").rsplit("/", 1)[-1]
 
 
 def _describe(title: str, part: dict[str, Any], parts: dict[str, Any], lines: list[str]) -> None:
@@ -264,7 +336,7 @@ def _describe(title: str, part: dict[str, Any], parts: dict[str, Any], lines: li
         shown = "" if "default" not in field or "$ref" in field else f"`{field['default']}`"
         if isinstance(field.get("default"), dict):
             shown = ""
-        inside = parts.get(field.get("$ref", "").rsplit("/", 1)[-1], {})
+        inside = parts.get(_target(field), {})
         said = field.get("description", inside.get("description", "")).replace("\n", " ")
         lines.append(f"| `{key}` | {_values(field)} | {shown} | {said} |".replace("  ", " "))
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from .cleaning import SURROGATES
 from .config import Config, nearest
 from .delimited import Record, read_records, sniff_delimiter
 from .errors import SourceError
@@ -84,6 +85,9 @@ class SourceConfig(Config):
     columns: list[str] = Field(default=[], max_length=20)
     """Further columns kept with the document, such as region or product: scores are also told for
     each of their most frequent values."""
+    reader: str | None = Field(default=None, min_length=1)
+    """The column that names who read a document, or several by `;`: `nightshift similar --reader`
+    then brings each what they follow."""
     encoding: Literal["auto", "utf-8", "gb18030", "latin-1"] = "auto"
     """The encoding of text files; `auto` looks at the first MiB of each."""
     delimiter: str | None = Field(default=None, pattern=r'^[^"\r\n]$')
@@ -103,6 +107,12 @@ class SourceConfig(Config):
                     f"{', '.join(SLICES)}, by which scores are told in any case"
                 )
         return found
+
+    @property
+    def kept(self) -> list[str]:
+        """Columns kept with the document: those declared, and the reader's."""
+        more = [self.reader] if self.reader and self.reader not in self.columns else []
+        return [*self.columns, *more]
 
 
 # --- finding --------------------------------------------------------------------------------
@@ -135,11 +145,11 @@ def read_rows(uri: str, config: SourceConfig) -> Iterator[list[Row]]:
     """
     kind, compression = _format_of(uri, config)
     if kind == "parquet":
-        with open_parquet(uri, compression) as file:
+        with open_parquet(uri, compression, config.paths) as file:
             if file:
                 yield from _chunks(_until_damaged(_parquet_rows(uri, file, config)))
         return
-    with open_bytes(uri) as stream:
+    with open_bytes(uri, config.paths) as stream:
         text = open_text(stream, uri, compression, config.encoding)
         if text.head:
             read = {"jsonl": _json_rows, "text": _text_row}.get(kind, _csv_rows)
@@ -147,24 +157,31 @@ def read_rows(uri: str, config: SourceConfig) -> Iterator[list[Row]]:
 
 
 def columns_of(uri: str, config: SourceConfig) -> list[str]:
-    """The names that a file offers as columns: header, keys or schema; empty for an empty file."""
+    """The names that a file offers as columns: header, keys or schema; empty for an empty file.
+
+    Raises: SourceError as `read_rows`, and where the file breaks off in its header.
+    """
     kind, compression = _format_of(uri, config)
     if kind == "parquet":
-        with open_parquet(uri, compression) as file:
+        with open_parquet(uri, compression, config.paths) as file:
             return file.schema_arrow.names if file else []
-    with open_bytes(uri) as stream:
+    with open_bytes(uri, config.paths) as stream:
         text = open_text(stream, uri, compression, config.encoding)
         if kind == "text":
             return list(_file_values(uri, config))
         if kind == "jsonl":
             return _json_keys(text)
-        return next(_csv_records(uri, text, config), ([], None, ""))[0]
+        try:
+            return next(_csv_records(uri, text, config), ([], None, ""))[0]
+        except DamagedError as error:
+            raise SourceError(f"{uri}: breaks off ({error}). Write it again.") from error
 
 
 def whole_columns(uri: str, config: SourceConfig) -> list[str]:
     """The columns of a table that has texts; empty for an empty file.
 
-    Raises: SourceError without the declared text column, or where a name stands twice.
+    Raises: SourceError without the declared text column, or where a name stands twice or is no
+    text.
     """
     found = columns_of(uri, config)
     if found:
@@ -175,6 +192,12 @@ def whole_columns(uri: str, config: SourceConfig) -> list[str]:
             f"{uri}: found column {', '.join(map(repr, twice))} twice, expected every name once. "
             "Rename one of them."
         )
+    for name in found:
+        if SURROGATES.search(name):
+            raise SourceError(
+                f"{uri}: found half a character in the name of the column {name!r}, which no table "
+                "can have. Rename it."
+            )
     return found
 
 
@@ -185,7 +208,7 @@ def whole_records(uri: str, config: SourceConfig) -> Iterator[tuple[dict[str, An
     Raises: SourceError where the file breaks off, for then none of it should be used.
     """
     kind, compression = _format_of(uri, config)
-    with open_bytes(uri) as stream:
+    with open_bytes(uri, config.paths) as stream:
         text = open_text(stream, uri, compression, config.encoding)
         try:
             yield from (_json_records if kind == "jsonl" else _csv_mappings)(uri, text, config)
@@ -261,14 +284,14 @@ def _until_damaged(rows: Iterator[Row]) -> Iterator[Row]:
 def _declared(config: SourceConfig) -> list[tuple[str, str | None]]:
     roles = ("text", "label", "id", "split", "time")
     named = [(role, getattr(config, role)) for role in roles]
-    return [*named, *(("columns", name) for name in config.columns)]
+    return [*named, *(("columns", name) for name in config.kept)]
 
 
 def _row(number: int, values: Sequence[Any], config: SourceConfig, untyped: bool = False) -> Row:
     """A record's values, in the order they are declared in."""
     row = make_row(number, *values[:5], untyped=untyped)
-    if config.columns:
-        row.columns = as_columns(dict(zip(config.columns, values[5:], strict=True)), untyped)
+    if config.kept:
+        row.columns = as_columns(dict(zip(config.kept, values[5:], strict=True)), untyped)
     return row
 
 
@@ -327,8 +350,9 @@ def _json_keys(text: OpenText) -> list[str]:
     """The keys of the objects in the file's head, in the order they appear."""
     keys: dict[str, None] = {}
     for line in text.head.splitlines()[:1_000]:
-        value = _parse_json(decode(line, text.encoding)[0])
-        keys.update(dict.fromkeys(value or ()))
+        decoded, whole = decode(line, text.encoding)
+        # A line that cannot be decoded is going to be rejected.
+        keys.update(dict.fromkeys(_parse_json(decoded) or () if whole else ()))
     return list(keys)
 
 

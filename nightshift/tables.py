@@ -19,9 +19,12 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import ConfigError, PassingError
+from .errors import BusyError, ConfigError, NightError, PassingError
 
 NIGHT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SCHEMA_VERSION, SCHEMA_PROPERTY = 6, "nightshift.schema"
+"""The version of SCHEMAS, and the property of every table that names it. A column that is added
+raises it, and gets a step in `migrations`."""
 
 _TEXT = pa.string()
 _WHEN = pa.timestamp("us", tz="UTC")
@@ -108,6 +111,13 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("doc_digest", _TEXT), ("content_digest", _TEXT), ("document_night", _TEXT),
         ("after", pa.int64()), ("by", _TEXT), ("at", _WHEN), _NIGHT,
     ]),
+    # one row per thing that retention removed: rows of a table, a version of the registry, files
+    # of a run, a page, versions of tables that a night named. of_night is whose it was, size
+    # its rows or files; because names the rule. In the partition of the night that was newest then
+    "prunings": pa.schema([
+        ("kind", _TEXT), ("subject", _TEXT), ("of_night", _TEXT), ("size", pa.int64()),
+        ("bytes", pa.int64()), ("because", _TEXT), ("at", _WHEN), _NIGHT,
+    ]),
     # one row per night; versions, figures and manifest (what it was worked with) are JSON
     "nights": pa.schema([
         ("number", pa.int64()), ("state", _TEXT), ("started", _WHEN), ("finished", _WHEN),
@@ -136,6 +146,14 @@ VOLATILE = {
 }
 """Columns that differ between two equal nights; digests leave them out."""
 
+_TOKENS: dict[str, int] = {}
+"""The lease that this process writes under, by the root of its lake."""
+APP, LOST = "nightshift.night", -1
+TAKEN_OVER = (
+    "this process was silent for so long that another took its night over; it stops here and "
+    "writes nothing more. The other one finishes the night, after `lease_seconds` of silence."
+)
+
 
 @dataclass(frozen=True)
 class TableRef:
@@ -161,10 +179,100 @@ class Lake:
         self.root = f"{uri.rstrip('/')}/{pipeline}"
         self._storage = storage or None
 
+    @property
+    def storage(self) -> dict[str, str] | None:
+        """The object store's options, with their secrets in the open."""
+        return self._storage
+
+    def hold(self, token: int, fence: bool = False) -> None:
+        """Write under a lease from here on, in this process, whoever opens the lake.
+
+        Args: the lease's token; `fence` to refuse what an earlier holder may still write.
+        """
+        _TOKENS[self.root] = token
+        for table in SCHEMAS if fence else ():
+            with passing(f"fencing table '{table}' at {self._at(table)}"):
+                # Those that are not there yet, too: the earlier holder would make them.
+                opened = self._open(table, None) or self._create(table)
+                # Its own schema: an older table is migrated later.
+                opened.create_write_transaction(
+                    [], "append", opened.schema(), ["night"],
+                    commit_properties=self.commit_properties(opened),
+                )  # fmt: skip
+
+    def lose(self) -> None:
+        """Write no more: another has taken the lease over."""
+        _TOKENS[self.root] = LOST
+
+    def let_go(self) -> None:
+        """Write without a lease again."""
+        _TOKENS.pop(self.root, None)
+
+    def newest_token(self) -> int:
+        """The highest token that any commit to these tables carries; 0 where none does."""
+        opened = (self._open(table, None) for table in SCHEMAS)
+        return max((one.transaction_version(APP) or 0 for one in opened if one), default=0)
+
+    def check_held(self) -> None:
+        """Raise BusyError where another has taken the lease over."""
+        if _TOKENS.get(self.root) == LOST:
+            raise BusyError(TAKEN_OVER)
+
+    def commit_properties(self, opened: Any) -> Any:
+        """What a commit carries to be refused once another holds the lease; None without one.
+
+        Raises: BusyError where another holds it already.
+        """
+        from deltalake import CommitProperties, Transaction
+
+        token = _TOKENS.get(self.root)
+        if token is None:
+            return None
+        if token < (opened.transaction_version(APP) or 0):
+            raise BusyError(TAKEN_OVER)
+        return CommitProperties(app_transactions=[Transaction(APP, token)])
+
     def version(self, table: str) -> int | None:
         """The newest version, or None while the table does not exist."""
         opened = self._open(table, None)
         return None if opened is None else opened.version()
+
+    def handle(self, table: str, version: int | None = None) -> Any:
+        """delta-rs' own view of a table, for its upkeep; None while the table does not exist."""
+        return self._open(table, version)
+
+    def store(self, table: str) -> Any:
+        """The table's folder as Arrow's file system; paths in it begin there."""
+        import pyarrow.fs as fs
+        from deltalake.fs import DeltaStorageHandler
+
+        local = self._files(table)
+        if local is not None:
+            return local
+        return fs.PyFileSystem(DeltaStorageHandler.from_table(self._open(table, None)._table))
+
+    def guarded(self, doing: str) -> Any:
+        """A context in which faults of the store become the one error that is worth a retry."""
+        return passing(f"{doing} of {self.root}")
+
+    def set_properties(self, table: str, properties: dict[str, str]) -> None:
+        """Set properties of a table, in one commit."""
+        with passing(f"changing table '{table}' at {self._at(table)}"):
+            opened = self._open(table, None)
+            opened.alter.set_table_properties(
+                properties, raise_if_not_exists=False,
+                commit_properties=self.commit_properties(opened),
+            )  # fmt: skip
+
+    def add_columns(self, table: str, columns: list[str]) -> None:
+        """Add columns of the table's schema that it lacks; they are null in rows that are there."""
+        from deltalake import Schema
+
+        whole = Schema.from_arrow(SCHEMAS[table])
+        with passing(f"changing table '{table}' at {self._at(table)}"):
+            fields = [one for one in whole.fields if one.name in columns]
+            opened = self._open(table, None)
+            opened.alter.add_columns(fields, commit_properties=self.commit_properties(opened))
 
     def replace(self, table: str, night: str, batches: Iterable[pa.RecordBatch]) -> TableRef:
         """Replace a night's rows in one commit; repeating it changes nothing.
@@ -178,18 +286,23 @@ class Lake:
 
     def writer(self, table: str, night: str) -> NightWriter:
         """The same for rows that come while other tables are written: commits when closed."""
-        opened = self._open(table, None)
-        if opened is None:
-            from deltalake import DeltaTable
+        opened = self._open(table, None) or self._create(table)
+        return NightWriter(opened, table, valid_night(night), self.commit_properties)
 
-            with _passing(f"creating table '{table}' at {self._at(table)}"):
-                opened = DeltaTable.create(
-                    self._at(table), SCHEMAS[table], mode="ignore", name=table,
-                    partition_by=["night"], storage_options=self._storage,
-                    # By default the log forgets after 30 days: nights name versions for longer.
-                    configuration={"delta.enableExpiredLogCleanup": "false"},
-                )  # fmt: skip
-        return NightWriter(opened, table, valid_night(night))
+    def _create(self, table: str) -> Any:
+        from deltalake import DeltaTable
+
+        with passing(f"creating table '{table}' at {self._at(table)}"):
+            return DeltaTable.create(
+                self._at(table), SCHEMAS[table], mode="ignore", name=table,
+                partition_by=["night"], storage_options=self._storage,
+                # By default the log forgets after 30 days: nights name versions for longer.
+                configuration={
+                    "delta.enableExpiredLogCleanup": "false",
+                    SCHEMA_PROPERTY: str(SCHEMA_VERSION),
+                },
+                raise_if_key_not_exists=False,
+            )  # fmt: skip
 
     def scan(
         self,
@@ -208,7 +321,7 @@ class Lake:
         opened = self._open(table, version)
         if opened is None:
             return
-        with _passing(f"reading table '{table}' at {self._at(table)}"):
+        with passing(f"reading table '{table}' at {self._at(table)}"):
             whole = opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
             # One file a night: by folder, so that nights come in the order of their names.
             pieces = sorted(whole.get_fragments(filter=where), key=lambda one: one.path)
@@ -254,8 +367,11 @@ class Lake:
         for row in rows:
             batches = rows_of("nights", [_packed(row)])
             actions += NightWriter(opened, "nights", row["night"]).lay_down(batches)
-        with _passing(f"writing table 'nights' at {self._at('nights')}"):
-            opened.create_write_transaction(actions, "overwrite", SCHEMAS["nights"], ["night"])
+        with passing(f"writing table 'nights' at {self._at('nights')}"):
+            opened.create_write_transaction(
+                actions, "overwrite", SCHEMAS["nights"], ["night"],
+                commit_properties=self.commit_properties(opened),
+            )  # fmt: skip
 
     def rewrite(
         self,
@@ -274,21 +390,27 @@ class Lake:
         nights. Returns: from the first of these on, the version as of each night.
         """
         whole = self._open(table, base)
-        files = _files_by_night(whole)
+        files = files_by_night(whole)
         new = {
             night: NightWriter(whole, table, night).lay_down(batches())
             for night, batches in edited.items()
         }
         later = order[min(order.index(night) for night in edited) :]
         opened, versions = self._open(table, None), dict[str, int]()
-        with _passing(f"writing table '{table}' at {self._at(table)}"):
-            there = {*later} & _files_by_night(opened).keys()
+        with passing(f"writing table '{table}' at {self._at(table)}"):
+            there = {*later} & files_by_night(opened).keys()
             if there:
-                opened.delete(" or ".join(f"night = '{night}'" for night in sorted(there)))
+                opened.delete(
+                    " or ".join(f"night = '{night}'" for night in sorted(there)),
+                    commit_properties=self.commit_properties(opened),
+                )
             for night in later:
                 actions = new.get(night, files.get(night, []))
                 if actions:
-                    opened.create_write_transaction(actions, "append", SCHEMAS[table], ["night"])
+                    opened.create_write_transaction(
+                        actions, "append", SCHEMAS[table], ["night"],
+                        commit_properties=self.commit_properties(opened),
+                    )  # fmt: skip
                 opened.update_incremental()
                 versions[night] = opened.version()
         return versions
@@ -298,7 +420,7 @@ class Lake:
         for table in SCHEMAS:
             opened = self._open(table, None)
             if opened is not None:
-                with _passing(f"cleaning table '{table}' at {self._at(table)}"):
+                with passing(f"cleaning table '{table}' at {self._at(table)}"):
                     opened.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
 
     def write_stage(self, night: str, row: dict[str, Any]) -> None:
@@ -343,11 +465,23 @@ class Lake:
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
-        with _passing(f"opening table '{table}' at {self._at(table)}"):
+        with passing(f"opening table '{table}' at {self._at(table)}"):
             try:
-                return DeltaTable(self._at(table), version, self._storage)
+                opened = DeltaTable(self._at(table), version, self._storage)
             except TableNotFoundError:
-                return None
+                if version is None or self._open(table, None) is None:
+                    return None
+                raise NightError(
+                    f"table '{table}' at {self._at(table)}: version {version} cannot be opened any "
+                    "more; its log was trimmed (keep.table_versions). Ask for a newer night."
+                ) from None
+        if (found := schema_of(opened)) > SCHEMA_VERSION:
+            raise ConfigError(
+                f"table '{table}' at {self._at(table)}: found a schema of version {found}, and "
+                f"this Nightshift knows {SCHEMA_VERSION}: a newer one wrote it. Upgrade "
+                "Nightshift; nothing was changed."
+            )
+        return opened
 
 
 class NightWriter:
@@ -359,8 +493,15 @@ class NightWriter:
 
     ref: TableRef
 
-    def __init__(self, opened: Any, table: str, night: str):
+    def __init__(
+        self,
+        opened: Any,
+        table: str,
+        night: str,
+        commit_properties: Callable[[Any], Any] = lambda opened: None,
+    ):
         self._opened, self._table, self._night = opened, table, night
+        self._commit_properties = commit_properties
         self._schema = pa.schema([one for one in SCHEMAS[table] if one.name != "night"])
         self._path = f"night={night}/part-{uuid4()}.parquet"
         self._digest = Digest()
@@ -395,10 +536,15 @@ class NightWriter:
                     self._store.delete_file(self._path)
             return
         self._flush()
-        with _passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
+        with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
             self._commit()
         rows, digest = self._digest.rows, self._digest.hexdigest()
         self.ref = TableRef(self._table, self._opened.version(), rows, digest)
+
+    @property
+    def digest(self) -> str:
+        """Of the rows so far."""
+        return self._digest.hexdigest()
 
     def lay_down(self, batches: Iterable[pa.RecordBatch]) -> list[Any]:
         """Write a file that no version names yet; returns the action that adds it, if any."""
@@ -406,7 +552,7 @@ class NightWriter:
         for batch in batches:
             self.write(batch)
         self._flush()
-        with _passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
+        with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
             return self._added()
 
     def _flush(self) -> None:
@@ -416,7 +562,7 @@ class NightWriter:
         self._held = []
         if rows is None or not rows.num_rows:
             return
-        with _passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
+        with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
             if self._file is None:
                 self._file = pq.ParquetWriter(
                     self._path, self._schema, filesystem=self._store, compression="zstd"
@@ -436,8 +582,9 @@ class NightWriter:
         self._opened.update_incremental()
         replaced = [("night", "=", self._night)]
         self._opened.create_write_transaction(
-            actions, "overwrite", SCHEMAS[self._table], ["night"], replaced
-        )
+            actions, "overwrite", SCHEMAS[self._table], ["night"], replaced,
+            commit_properties=self._commit_properties(self._opened),
+        )  # fmt: skip
         self._opened.update_incremental()
 
 
@@ -448,7 +595,7 @@ def _add(path: str, size: int, night: str, rows: int, modified: int) -> Any:
     return AddAction(path, size, {"night": night}, modified, True, stats)
 
 
-def _files_by_night(opened: Any) -> dict[str, list[Any]]:
+def files_by_night(opened: Any) -> dict[str, list[Any]]:
     """The files of a table's version, as actions that add them."""
     found: dict[str, list[Any]] = {}
     for one in pa.table(opened.get_add_actions(flatten=True)).to_pylist():
@@ -458,7 +605,7 @@ def _files_by_night(opened: Any) -> dict[str, list[Any]]:
     return found
 
 
-class _passing:  # noqa: N801 - a context manager, read as a verb
+class passing:  # noqa: N801 - a context manager, read as a verb
     """Turn the lake's input and output faults into the one error that is worth a retry."""
 
     def __init__(self, doing: str):
@@ -475,6 +622,11 @@ class _passing:  # noqa: N801 - a context manager, read as a verb
                 f"{self._doing}: {error}. The night stays unfinished and yesterday's tables stay "
                 "published; run it again when the store answers."
             ) from error
+
+
+def schema_of(opened: Any) -> int:
+    """The version of a table's schema; 0 of one that is older than the property."""
+    return int(opened.metadata().configuration.get(SCHEMA_PROPERTY) or 0)
 
 
 def valid_night(name: str) -> str:

@@ -156,6 +156,23 @@ class Tokenizer:
             return [[places.get(i, i) for i in one.ids] or [UNKNOWN] for one in encoded]
         return [one.ids or [UNKNOWN] for one in encoded]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token that `encode` makes of a text stands in it: first character, past the
+        last."""
+        if self.unit != "word":
+            return self._tokenizer.encode(text, add_special_tokens=False).offsets or [
+                (0, len(text))
+            ]
+        found: list[tuple[int, int]] = []
+        end = 0
+        for word in words(text):
+            start = text.index(word, end)
+            end = start + len(word)
+            found += [(start, end)] * len(
+                self._tokenizer.encode(word, add_special_tokens=False).offsets
+            )
+        return found or [(0, len(text))]
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The entries behind ids."""
         if self.order:

@@ -72,6 +72,14 @@ class Symbols(NamedTuple):
     inside: np.ndarray
 
 
+class Runs(NamedTuple):
+    """N-grams where they stand: keys uint64, first code point and past the last one, int64."""
+
+    keys: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Known features, int64 and ascending, and their inverse document frequencies, float32."""
@@ -289,11 +297,7 @@ def _each(work: Callable[[Sequence[str]], Part], parts: Iterator[Sequence[str]])
 def count(texts: Sequence[str], config: WideConfig) -> Counts:
     """Count the n-grams of one chunk, at most `CHUNK_DOCUMENTS` texts."""
     symbols = _symbols(texts)
-    keys = [
-        *_words(symbols, config.words),
-        *_characters(symbols, int(config.characters)),
-        *_chinese(symbols, config.han),
-    ]
+    keys = [runs.keys for runs in _runs(symbols, config)]
     # A key is a feature with its document in the low bits: one sort groups by both.
     sorted_keys = np.sort(np.concatenate([np.empty(0, np.uint64), *keys]))
     first = _group_starts(sorted_keys)
@@ -303,20 +307,43 @@ def count(texts: Sequence[str], config: WideConfig) -> Counts:
     return Counts((unique >> np.uint64(DOCUMENT_BITS)).astype(np.int64), documents, times)
 
 
-def _symbols(texts: Sequence[str]) -> Symbols:
-    folded = [
-        (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower() for text in texts
+def occurrences(text: str, config: WideConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every n-gram of one text where it stands: feature, first character, past the last; int64.
+
+    Characters are counted in `folded(text)`; a mark around a stretch lies one outside of it.
+    """
+    found = [
+        np.stack([(runs.keys >> np.uint64(DOCUMENT_BITS)).astype(np.int64), runs.starts, runs.ends])
+        for runs in _runs(_symbols([text]), config)
     ]
-    joined = "\n".join(["", *folded, ""])
+    # In front of the text stands one line end.
+    features, starts, ends = np.concatenate([np.empty((3, 0), np.int64), *found], axis=1)
+    return features, starts - 1, ends - 1
+
+
+def folded(text: str) -> str:
+    """A text as the features see it: NFKC, lower case."""
+    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
+
+
+def _symbols(texts: Sequence[str]) -> Symbols:
+    lines = [folded(text) for text in texts]
+    joined = "\n".join(["", *lines, ""])
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
-    lengths = np.array([1, *(len(text) + 1 for text in folded)])
-    documents = np.repeat(np.array([0, *range(len(folded))], np.uint64), lengths)
+    lengths = np.array([1, *(len(text) + 1 for text in lines)])
+    documents = np.repeat(np.array([0, *range(len(lines))], np.uint64), lengths)
     inside = np.ones(len(codes), bool)
     inside[np.cumsum(lengths) - 1] = False
     return Symbols(_mixed(codes.astype(np.uint64)), documents, _kinds()[codes], inside)
 
 
-def _words(symbols: Symbols, longest: int) -> Iterator[np.ndarray]:
+def _runs(symbols: Symbols, config: WideConfig) -> Iterator[Runs]:
+    yield from _words(symbols, config.words)
+    yield from _characters(symbols, int(config.characters))
+    yield from _chinese(symbols, config.han)
+
+
+def _words(symbols: Symbols, longest: int) -> Iterator[Runs]:
     """Keys of runs of 1 to `longest` words of one document, whatever spaces stand between."""
     starts, ends = _word_places(symbols.kinds)
     if not longest or not len(starts):
@@ -333,7 +360,8 @@ def _words(symbols: Symbols, longest: int) -> Iterator[np.ndarray]:
         if length > 1:
             runs = runs[:-1] * BASE + words[length - 1 :]
         together = documents[: len(runs)] == documents[length - 1 :]
-        yield _key(WORDS, length, runs[together], documents[: len(runs)][together])
+        keys = _key(WORDS, length, runs[together], documents[: len(runs)][together])
+        yield Runs(keys, starts[: len(runs)][together], ends[length - 1 :][together])
 
 
 def _word_places(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -347,7 +375,7 @@ def _word_places(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(starts), np.flatnonzero(ends) + 1
 
 
-def _characters(symbols: Symbols, longest: int) -> Iterator[np.ndarray]:
+def _characters(symbols: Symbols, longest: int) -> Iterator[Runs]:
     """Keys of runs of 2 to `longest` characters of a stretch without spaces or Chinese.
 
     What stands around a stretch is read as a mark, so a place in it or before it starts runs of
@@ -368,10 +396,10 @@ def _characters(symbols: Symbols, longest: int) -> Iterator[np.ndarray]:
         enough = left >= length
         places, left, runs, documents = (one[enough] for one in (places, left, runs, documents))
         runs = runs * BASE + hashes[places + length - 1]
-        yield _key(CHARACTERS, length, runs, documents)
+        yield Runs(_key(CHARACTERS, length, runs, documents), places, places + length)
 
 
-def _chinese(symbols: Symbols, longest: int) -> Iterator[np.ndarray]:
+def _chinese(symbols: Symbols, longest: int) -> Iterator[Runs]:
     """Keys of runs of 1 to `longest` characters, one of them Chinese, across whatever there is."""
     places = np.flatnonzero(symbols.inside)
     seen = np.append(0, np.cumsum(symbols.kinds[places] == CHINESE))
@@ -384,7 +412,8 @@ def _chinese(symbols: Symbols, longest: int) -> Iterator[np.ndarray]:
             runs = runs[:-1] * BASE + hashes[length - 1 :]
         kept = documents[: len(runs)] == documents[length - 1 :]
         kept &= seen[length:] > seen[: len(runs)]
-        yield _key(HAN_RUNS, length, runs[kept], documents[: len(runs)][kept])
+        keys = _key(HAN_RUNS, length, runs[kept], documents[: len(runs)][kept])
+        yield Runs(keys, places[: len(runs)][kept], places[length - 1 :][kept] + 1)
 
 
 def _key(kind: int, length: int, hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
