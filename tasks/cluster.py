@@ -12,10 +12,17 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from nightshift.bundle import Clusters
-from nightshift.clustering import Clustering, carried_over, cluster, distinct, fit_centroids
+from nightshift.clustering import (
+    Clustering,
+    carried_over,
+    cluster,
+    distinct,
+    fit_centroids,
+    reshaped,
+)
 from nightshift.corpus import current_assignments, current_labels, texts_of
 from nightshift.identity import Fate, fates
-from nightshift.journal import Name
+from nightshift.journal import Name, Shape
 from nightshift.naming import Described, describe, exemplars
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
 from nightshift.scoring import quality_with_labels
@@ -24,7 +31,7 @@ from nightshift.tables import Lake, TableRef, digest_of, rows_of
 from .discover import Topics, held_out
 from .embed import Embedded
 from .ingest import Files
-from .said import named
+from .said import ever_shaped, named, shapes
 from .stage import ModelRef, Night, Outcome, stage
 from .tracking import scratch
 from .train import Trained
@@ -63,7 +70,10 @@ class Clustered(Outcome):
 def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) -> Clustered:
     """Group all documents by the winner's vectors, starting from last night's clusters."""
     lake, words = night.lake, named(night, files.words)
-    if _nothing_changed(night, embedded) and not _forgotten(night, words):
+    last = {row["cluster_id"]: row for row in _last(night)}
+    into, parts = _by_hand(shapes(night, files.words), last)
+    quiet = _nothing_changed(night, embedded) and not into and not parts
+    if quiet and not _forgotten(night, words):
         return _as_before(night, files.words, words)
     doc_ids, vectors = _vectors(lake, embedded)
     if not doc_ids:
@@ -77,20 +87,28 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
     assert embedded.winner is not None
     assigned = current_assignments(lake, but=night.name)
     before = {doc_id: cluster_id for doc_id, (cluster_id, _) in assigned.items()}
-    last = {row["cluster_id"]: row for row in _last(night)}
     old, start = _start(vectors, doc_ids, before, last, embedded.winner.model_id)
+    owners, shaped = old, start
     if start is None:
-        start = _learned(night, embedded.winner)
+        shaped = _learned(night, embedded.winner)
+    elif into or parts:
+        there = {one: other for one, other in into.items() if one in old and other in old}
+        owners, shaped = reshaped(
+            vectors, _members(doc_ids, before), old, start, there, parts,
+            night.pipeline.clusters.seed,
+        )  # fmt: skip
+        log.info("cluster   people merged %d clusters and split %d", len(there), len(parts))
     fresh = np.array([doc_id not in before for doc_id in doc_ids])
     unseen = held_out(night)
     found = cluster(
-        vectors, night.pipeline.clusters, start, fresh, _rows_of(trained.topics, doc_ids),
+        vectors, night.pipeline.clusters, shaped, fresh, _rows_of(trained.topics, doc_ids),
         np.array([doc_id in unseen for doc_id in doc_ids]),
+        _held(night, files.words, owners),
     )  # fmt: skip
     ever = lake.read("clusters", ["cluster_id"], pc.field("night") != night.name)
     tonight, ended = fates(
         found.places, len(found.cells), doc_ids, before, ever["cluster_id"].to_pylist(),
-        _likeness(old, start, found.cells),
+        _likeness(old, start, found.cells), into,
     )  # fmt: skip
     rows = [
         *_rows(night, embedded.winner.model_id, doc_ids, vectors, found, tonight, last, words),
@@ -117,6 +135,47 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
         loose=_loose(night, doc_ids, vectors, found),
         figures=figures,
     )
+
+
+def _by_hand(
+    words: list[Shape], last: dict[str, dict[str, Any]]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Which living clusters people merge into which others, and into how many they split some."""
+    into: dict[str, str] = {}
+    parts: dict[str, int] = {}
+    for word in words:
+        if word.cluster_id not in last:
+            continue
+        if word.verb == "split" and word.parts:
+            parts[word.cluster_id] = word.parts
+        elif word.other in last:
+            other = word.other
+            while other in into:
+                other = into[other]
+            if other != word.cluster_id:  # two that were each merged into the other
+                into = {one: other if to == word.cluster_id else to for one, to in into.items()}
+                into[word.cluster_id] = other
+    return into, {one: k for one, k in parts.items() if one not in into}
+
+
+def _members(doc_ids: list[str], before: dict[str, str]) -> dict[str, np.ndarray]:
+    """Rows of each cluster's documents of last night."""
+    found: dict[str, list[int]] = {}
+    for row, doc_id in enumerate(doc_ids):
+        found.setdefault(before.get(doc_id, UNASSIGNED), []).append(row)
+    return {one: np.array(rows, np.int64) for one, rows in found.items()}
+
+
+def _held(night: Night, until: int, owners: list[str]) -> np.ndarray | None:
+    """Which clusters people shaped, with what came of those they split; None without any."""
+    touched = ever_shaped(night, until)
+    if not touched or not owners:
+        return None
+    where = (pc.field("event") == "split") & (pc.field("night") != night.name)
+    for row in night.lake.read("clusters", ["cluster_id", "parents"], where).to_pylist():
+        if touched & {*(row["parents"] or [])}:
+            touched.add(row["cluster_id"])
+    return np.array([one in touched for one in owners])
 
 
 def _rows_of(topics: Topics, doc_ids: list[str]) -> list[np.ndarray]:
@@ -257,7 +316,8 @@ def _keep(night: Night) -> None:
 def _nothing_changed(night: Night, embedded: Embedded) -> bool:
     """Same model, same documents, same declaration: another fit would only make noise."""
     return (
-        embedded.winner is not None
+        night.asked.part != "recluster"
+        and embedded.winner is not None
         and night.champion is not None
         and embedded.winner.model_id == night.champion.model_id
         and not embedded.embeddings.rows

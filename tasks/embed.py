@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import date
 from itertools import chain
 from typing import Any
 
@@ -35,7 +36,7 @@ class Embedded(Outcome):
     winner: ModelRef | None
 
 
-@stage("embed", "train")
+@stage("embed", "train", device=True)
 def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
     """Classify and embed what is new; everything, if another model answers from tonight on."""
     lake, winner = night.lake, promoted.winner
@@ -59,7 +60,14 @@ def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
 
 
 def _unseen(night: Night, winner: ModelRef) -> pc.Expression:
-    """Which documents the model has not read: all, tonight's, or after a rollback some older."""
+    """Which documents the model has not read: all, tonight's, or after a rollback some older; or
+    those that were asked for."""
+    if night.asked.part == "ingest":
+        return pc.scalar(False)
+    if night.asked.part == "reclassify" and night.asked.which == "window":
+        return pc.field("doc_id").isin(_in_window(night))
+    if night.asked.part == "reclassify" and night.asked.which == "all":
+        return pc.scalar(True)
     if night.champion is None or winner.model_id != night.champion.model_id:
         return pc.scalar(True)
     lake, others = night.lake, pc.field("night") != night.name
@@ -68,6 +76,15 @@ def _unseen(night: Night, winner: ModelRef) -> pc.Expression:
     if len(there) == lake.read("documents", ["doc_id"], others).num_rows:
         return pc.field("night") == night.name
     return ~pc.field("doc_id").isin(there)
+
+
+def _in_window(night: Night) -> pa.Array:
+    """Documents of the days that were asked for, by event time, else by the night they came in."""
+    began = {row["night"]: row["started"] for row in night.lake.nights()}
+    rows = night.lake.read("documents", ["doc_id", "event_time", "night"]).to_pylist()
+    first, last = night.asked.first or date.min, night.asked.last or date.max
+    days = ((row["doc_id"], (row["event_time"] or began[row["night"]]).date()) for row in rows)
+    return pa.array([doc_id for doc_id, day in days if first <= day <= last], pa.string())
 
 
 def _answers(

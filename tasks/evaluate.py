@@ -87,7 +87,7 @@ class Judged:
         return self.said.probabilities[rows, self.said.choice[rows]]
 
 
-@stage("evaluate", "tokenizer source evaluation checks")
+@stage("evaluate", "tokenizer source evaluation checks", device=True)
 def evaluate(night: Night, trained: Trained) -> Evaluated:
     """Score both models on all labelled test documents there are by now."""
     sides = labelled_sides(night.lake)

@@ -13,11 +13,12 @@ from pydantic import BaseModel
 
 from nightshift.errors import AccountError, NightshiftError, SourceError
 from nightshift.intake import Intake, Taken, known_before
+from nightshift.pipeline import masked
 from nightshift.sources import FoundFile, file_digest, is_settled, list_files, read_rows
 from nightshift.tables import TableRef, rows_of
 
 from .progress import track
-from .said import examples, journal_of
+from .said import examples, journal_of, spoken
 from .stage import Night, Outcome, stage
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,10 @@ class Ingested(Outcome):
 def freeze(night: Night) -> Files:
     """List the files that are new by content, once for the whole night."""
     source = night.pipeline.source
-    found = [] if night.turn else list_files(source)
+    found = list_files(source) if night.turn is None and night.asked.reads_files else []
+    if night.asked.until is not None:
+        moment = night.asked.until.timestamp()
+        found = [file for file in found if file.modified is None or file.modified <= moment]
     before = night.lake.read("batches", ["uri", "bytes", "modified", "digest", "problem"])
     done = [row for row in before.to_pylist() if row["problem"] is None]
     seen = {(row["uri"], row["bytes"], row["modified"]) for row in done}
@@ -72,8 +76,11 @@ def freeze(night: Night) -> Files:
     frozen: list[FrozenFile] = []
     unreadable: dict[str, str] = {}
     for file in track(fresh, len(fresh), "looking at files"):
+        if file.problem:
+            unreadable[file.uri] = file.problem
+            continue
         try:
-            digest = file_digest(file.uri)
+            digest = file_digest(file.uri, source.paths)
         except (OSError, NightshiftError) as error:
             unreadable[file.uri] = str(error)
             continue
@@ -82,8 +89,8 @@ def freeze(night: Night) -> Files:
             frozen.append(
                 FrozenFile(uri=file.uri, bytes=file.bytes, modified=file.modified, digest=digest)
             )
-    if not found and not night.turn:
-        log.warning("files     nothing matches %s", ", ".join(source.paths))
+    if not found and night.turn is None and night.asked.reads_files:
+        log.warning("files     nothing matches %s", ", ".join(map(masked, source.paths)))
     log.info("files     %d found, %d new, %d waiting", len(found), len(frozen), len(waiting))
     figures: dict[str, float] = {"found": len(found), "new": len(frozen), "waiting": len(waiting)}
     names = [file.uri for file in waiting]
@@ -157,13 +164,17 @@ def ingest(night: Night, files: Files) -> Ingested:
             if problem:
                 log.warning("ingest    %s", problem)
             batches.append(_batch(file, counts, problem))
-        for batch in rows_of("labels", examples(night, files.words)):
+        said = spoken(night, files.words)
+        of_clusters = examples(night, files.words, {row["doc_id"] for row in said})
+        for batch in rows_of("labels", [*said, *of_clusters]):
             writers["labels"].write(batch)
     _unless_nothing_is_left(batches)
     lake.replace("batches", night.name, rows_of("batches", batches))
     total = {key: sum(one[key] for one in batches) for key in ("kept", "duplicates", "rejects")}
     log.info("ingest    %d rows: %d kept, %d duplicates, %d rejects",
              sum(one["rows"] for one in batches), *total.values())  # fmt: skip
+    if said:
+        log.info("ingest    %d labels from people", len(said))
     return Ingested(
         documents=writers["documents"].ref,
         labels=writers["labels"].ref,
@@ -178,6 +189,7 @@ def ingest(night: Night, files: Files) -> Ingested:
             "rejects": total["rejects"],
             "labelled": labelled,
             "new_labels": writers["labels"].ref.rows,
+            "reviewed": len(said),
         },
     )
 

@@ -42,7 +42,7 @@ class Promoted(Outcome):
         return self.decision == "promoted"
 
 
-@stage("promote", "promotion")
+@stage("promote", "promotion", device=True)
 def promote(night: Night, trained: Trained, evaluated: Evaluated) -> Promoted:
     """Compare both on the same rows, and write the decision down."""
     champion, challenger = night.champion, trained.challenger

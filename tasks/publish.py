@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nightshift.bundle import Bundle, Model
+from nightshift.errors import PassingError
 from nightshift.pipeline import config_digest
 from nightshift.tables import SCHEMAS
 
@@ -18,7 +19,7 @@ from .evaluate import Evaluated
 from .ingest import Ingested
 from .promote import Promoted
 from .report import Reported
-from .stage import ModelRef, Night, Outcome, code_version, stage
+from .stage import ModelRef, Night, Outcome, code_version, patiently, stage
 from .tracking import (
     BUNDLE,
     CHALLENGER,
@@ -101,18 +102,28 @@ def publish(
                 "model": winner.model_dump() if winner else None,
                 "challenger_version": challenger,
                 "report": reported.path,
+                "drift": reported.drift,
                 "turn": night.turn.model_dump() if night.turn else None,
+                "asked": night.asked.model_dump(mode="json"),
             },
         }
     )
     # From here on the night is published; whatever follows is repaired by the next start.
-    follow(night.settings.mlflow, night.pipeline_name, champion, challenger)
+    _follow(night, champion, challenger)
     log.info("publish   night %s is published%s", night.name,
              f": version {champion} is champion" if champion else "")  # fmt: skip
     if promoted.decision == "waiting":
         log.info("publish   version %s waits for a person: nightshift promote %s %s --reason ...",
                  challenger, night.pipeline_name, challenger)  # fmt: skip
     return Published(registry_version=champion, challenger_version=challenger)
+
+
+def _follow(night: Night, champion: int | None, challenger: int | None) -> None:
+    """The aliases, patiently; a night that is published does not fail for them."""
+    try:
+        patiently(lambda: follow(night.settings.mlflow, night.pipeline_name, champion, challenger))
+    except PassingError as error:
+        log.warning("publish   %s The aliases follow at the next start.", error)
 
 
 def follow(uri: str, pipeline: str, champion: int | None, challenger: int | None) -> None:
@@ -151,11 +162,11 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
             folder,
             digest,
             tags,
-            _requirements(model),
+            requirements(model),
         )
 
 
-def _requirements(model: Model) -> list[str]:
+def requirements(model: Model) -> list[str]:
     """Exactly what a bundle needs to answer, at the versions it was made with."""
     names = [
         *NEEDED,

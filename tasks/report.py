@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import textwrap
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from pydantic import Field
 
-from nightshift.corpus import current_assignments, texts_of
-from nightshift.pictures import Point, lay_out
-from nightshift.reports import NightReport, digest_text, render
+from nightshift.changes import by_file, label_changes, place_all, standouts
+from nightshift.corpus import current_assignments, current_labels, texts_of
+from nightshift.pedigree import moves, pedigree_picture
+from nightshift.pictures import Point
+from nightshift.pipeline import masked
+from nightshift.reports import NightReport, render
 from nightshift.scoring import Scores
+from nightshift.sentences import digest_text
+from nightshift.wording import Both, Say, counts, words_of
 
 from .cluster import Clustered, living, quality_of
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Files, Ingested
 from .promote import Promoted
+from .reviewed import reviewed, sentences
 from .stage import Night, Outcome, stage
 from .tokens import Tokens
 from .train import Trained
+from .why import explained, shift_and_drift
 
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
+CELL = 84
+"""Characters of a line in Prefect's table, which does not wrap them."""
 
 
 class Reported(Outcome):
@@ -36,6 +50,8 @@ class Reported(Outcome):
 
     path: str
     digest_text: str
+    drift: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What drifts against last night and the training set, with its evidence; no words."""
 
 
 @stage("report", "report")
@@ -51,6 +67,39 @@ def report(
     clustered: Clustered,
 ) -> Reported:
     """Write the page, keep it in MLflow, and link it from the flow run."""
+    return write_page(
+        night, files, ingested, tokens, trained, evaluated, promoted, embedded, clustered
+    )
+
+
+def write_again(night: Night) -> Reported:
+    """Write the page of a night that is published, from what its stages left."""
+    left = {name: row["outputs"] for name, row in night.lake.stages(night.name).items()}
+    return write_page(
+        night,
+        Files.model_validate(left["files"]),
+        Ingested.model_validate(left["ingest"]),
+        Tokens.model_validate(left["tokens"]),
+        Trained.model_validate(left["train"]),
+        Evaluated.model_validate(left["evaluate"]),
+        Promoted.model_validate(left["promote"]),
+        Embedded.model_validate(left["embed"]),
+        Clustered.model_validate(left["cluster"]),
+    )
+
+
+def write_page(
+    night: Night,
+    files: Files,
+    ingested: Ingested,
+    tokens: Tokens,
+    trained: Trained,
+    evaluated: Evaluated,
+    promoted: Promoted,
+    embedded: Embedded,
+    clustered: Clustered,
+) -> Reported:
+    """The page of a night, as a file, in MLflow and on the flow run."""
     clusters = _clusters(night)
     previous, previous_name = _previous(night, evaluated, promoted)
     who = "challenger" if promoted.promoted else "champion"
@@ -61,12 +110,21 @@ def report(
         shown += [row["doc_id"] for row in details.get(kind, [])]
     for pair in evaluated.near.get("examples", []):
         shown += [pair["doc_id"], pair["like"]]
+    where = current_assignments(night.lake)
+    model_id = embedded.winner.model_id if embedded.winner else None
+    before = night.champion.model_id if night.champion else None
+    changes = label_changes(night.lake, before, model_id)
+    look = standouts(night.lake, night.name, model_id, where, current_labels(night.lake))
+    shown += [row["doc_id"] for rows in look.values() for row in rows]
+    shown += [row["doc_id"] for row in changes.get("examples", [])]
+    ended = _ended(night)
+    shift, drift, figures = shift_and_drift(night, embedded.winner, ingested.documents.rows)
     found = NightReport(
         pipeline=night.pipeline_name,
         night=night.name,
         number=night.number,
         started=_started(night),
-        finished=datetime.now(UTC),
+        finished=_finished(night),
         seconds={name: row["seconds"] for name, row in night.lake.stages(night.name).items()},
         documents=ingested.documents.rows,
         duplicates=int(ingested.figures["duplicates"]),
@@ -99,9 +157,20 @@ def report(
         cluster_quality=quality_of(clustered),
         loose=clustered.loose,
         examples=texts_of(night.lake, shown),
-        points=_points(night, embedded, {row["cluster_id"] for row in clusters}),
-        notes=_notes(night, files, ingested, tokens, evaluated, clustered),
-        links={"MLflow run": night.tracking.link(), "tables": night.lake.root},
+        points=_points(night, embedded, where, {row["cluster_id"] for row in clusters}),
+        by_file=by_file(night.lake, night.name, model_id),
+        changes=changes,
+        ended=ended,
+        pedigree=_pedigree(night) if clusters else "",
+        shift=shift,
+        drift=drift,
+        standouts=look,
+        explained=explained(night, embedded.winner, _in_turn(look, details, changes)),
+        notes=[
+            *sentences(reviewed(night, trained, evaluated)),
+            *_notes(night, files, ingested, tokens, evaluated, clustered),
+        ],
+        links={"MLflow run": night.tracking.link(), "tables": masked(night.lake.root)},
     )
     page = render(found, night.pipeline.report)
     path = Path(night.settings.reports) / night.pipeline_name / f"{night.name}.html"
@@ -111,10 +180,26 @@ def report(
     beside.write_text(page, encoding="utf-8")
     beside.replace(path)
     night.tracking.text(page, PAGE)
-    words = digest_text(found)
+    words = digest_text(found, Say(night.pipeline.report.language))
     _tell_prefect(night, words, path)
     log.info("report    %s", path)
-    return Reported(path=str(path), digest_text=words)
+    kept = ("documents", "evidence", "drifts", "night")
+    return Reported(
+        path=str(path),
+        digest_text=words,
+        drift={name: {key: one[key] for key in kept if key in one} for name, one in drift.items()},
+        figures=figures,
+    )
+
+
+def _in_turn(
+    look: dict[str, list[dict[str, Any]]], details: dict[str, Any], changes: dict[str, Any]
+) -> list[str]:
+    """Documents to explain: the first of every list, the second of every list, and so on."""
+    lists = [*look.values(), details.get("suspects", []), details.get("mistakes", []),
+             changes.get("examples", [])]  # fmt: skip
+    turns = [rows[turn]["doc_id"] for turn in range(12) for rows in lists if turn < len(rows)]
+    return list(dict.fromkeys(turns))
 
 
 def _previous(
@@ -127,19 +212,57 @@ def _previous(
 
 
 def _tell_prefect(night: Night, words: str, path: Path) -> None:
-    """An artifact on the flow run: what happened, and where the page and the figures are."""
-    fenced = words.replace("`", "'")
+    """Artifacts on the flow run: what happened, and where the page and the figures are."""
+    key = night.pipeline_name.replace("_", "-")
+    about = f"Night {night.name} of {night.pipeline_name}"
+    links = {"Report": _page_url(night, path), "MLflow run": night.tracking.link()}
+    rows = [
+        *(line.split(maxsplit=1) for line in words.splitlines()),
+        *(("cause", night.asked.cause) for _ in [0] if night.asked.cause),
+    ]
+    # Prefect's page cuts what is wider than its table; a line more is read.
+    lines = [
+        (name if not place else "", line)
+        for name, text in rows
+        for place, line in enumerate(textwrap.wrap(text, CELL))
+    ]
+    table = "\n".join(f"| {name} | {_plain(line)} |" for name, line in lines)
+    told = "\n".join(f"- {name}: {_linked(url)}" for name, url in links.items())
     create_markdown_artifact(
-        f"```\n{fenced}\n```\n\n- Report: [{path.name}]({path.as_uri()})\n"
-        f"- MLflow: {night.tracking.link()}\n",
-        key=f"{night.pipeline_name}-report".replace("_", "-"),
-        description=f"Night {night.name} of {night.pipeline_name}",
+        f"| | |\n|---|---|\n{table}\n\n{told}\n", key=f"{key}-report", description=about
     )
+    for name, url in links.items():
+        if url.startswith("http"):
+            which = f"{key}-{name.lower().replace(' ', '-')}-link"
+            create_link_artifact(url, name, key=which, description=f"{name}: {about}")
+
+
+def _page_url(night: Night, path: Path) -> str:
+    """Where a browser opens the page; without a server of pages, the file."""
+    server = os.environ.get("NIGHTSHIFT_REPORTS_URL", "").rstrip("/")
+    return f"{server}/{night.pipeline_name}/{path.name}" if server else str(path)
+
+
+def _linked(url: str) -> str:
+    # A browser opens no file from a page of a server: a path is shown to be copied.
+    return f"[{url}]({url})" if url.startswith("http") else f"`{url.replace('`', '')}`"
+
+
+def _plain(text: str) -> str:
+    """Words of documents in a Markdown table: none of their characters means anything."""
+    return re.sub(r"([\\`*_\[\]|<>~&])", r"\\\1", text)
 
 
 def _started(night: Night) -> datetime:
     row = next((one for one in night.lake.nights() if one["night"] == night.name), None)
     return row["started"] if row else datetime.now(UTC)
+
+
+def _finished(night: Night) -> datetime:
+    """Now, while the night is at work; a page that is written again keeps its moment."""
+    row = next((one for one in night.lake.nights() if one["night"] == night.name), None)
+    published = row is not None and row["state"] == "published"
+    return row["finished"] if row and published else datetime.now(UTC)
 
 
 def _of_night(night: Night, table: str) -> list[dict[str, Any]]:
@@ -163,6 +286,27 @@ def _clusters(night: Night) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["size"], row["cluster_id"]))
 
 
+def _ended(night: Night) -> list[dict[str, Any]]:
+    """Clusters that ended tonight."""
+    where = (pc.field("night") == night.name) & (pc.field("event") == "ended")
+    columns = ["cluster_id", "name", "event", "size", "keywords", "parents", "heirs", "exemplars"]
+    return night.lake.read("clusters", columns, where).to_pylist()
+
+
+def _pedigree(night: Night) -> str:
+    """How documents flowed between clusters over the last nights, tonight included."""
+    order = [row["night"] for row in night.lake.nights()
+             if row["state"] == "published" or row["night"] == night.name]  # fmt: skip
+    place = {one: n for n, one in enumerate(order)}
+    columns = ["night", "doc_id", "cluster_id"]
+    rows = night.lake.read("assignments", columns).to_pydict()
+    changes = zip(*(rows[name] for name in columns), strict=True)
+    known = sorted((one for one in changes if one[0] in place), key=lambda one: place[one[0]])
+    shown = ["cluster_id", "night", "name", "event", "size", "parents", "heirs"]
+    clusters = night.lake.read("clusters", shown).to_pylist()
+    return pedigree_picture(order, clusters, moves(known))
+
+
 def _label_counts(night: Night, embedded: Embedded) -> dict[str, int]:
     """Tonight's predicted labels of the documents that are new tonight."""
     if embedded.winner is None:
@@ -173,29 +317,30 @@ def _label_counts(night: Night, embedded: Embedded) -> dict[str, int]:
     return dict(Counter(labels.to_pylist()).most_common())
 
 
-def _points(night: Night, embedded: Embedded, clusters: set[str]) -> list[Point]:
+def _points(
+    night: Night, embedded: Embedded, where: dict[str, tuple[str, float]], clusters: set[str]
+) -> list[Point]:
     """A sample of all documents, laid out in two dimensions."""
     most = night.pipeline.report.map_points
     if embedded.winner is None or not clusters or not most:
         return []
     lake = night.lake
-    assigned = {one: where for one, (where, _) in current_assignments(lake).items()}
-    chosen = np.random.default_rng(1).permutation(len(assigned))[:most]
-    doc_ids = sorted(assigned)
-    sample = {doc_ids[one] for one in chosen}
-    where = (pc.field("model_id") == embedded.winner.model_id) & pc.field("doc_id").isin(
-        sorted(sample)
-    )
-    vectors = lake.read("embeddings", ["doc_id", "vector"], where)
-    said = lake.read("predictions", ["doc_id", "label"], where)
-    labels = dict(zip(said["doc_id"].to_pylist(), said["label"].to_pylist(), strict=True))
+    chosen = np.random.default_rng(1).permutation(len(where))[:most]
+    doc_ids = sorted(where)
+    sample = pa.array([doc_ids[one] for one in np.sort(chosen)], pa.string())
+    its = (pc.field("model_id") == embedded.winner.model_id) & pc.field("doc_id").isin(sample)
+    vectors = lake.read("embeddings", ["doc_id", "vector"], its)
     rows = vectors["doc_id"].to_pylist()
     if not rows:
         return []
-    places = lay_out(np.array(vectors["vector"].to_pylist(), np.float32))
-    texts = texts_of(lake, rows)
+    said = lake.read("predictions", ["doc_id", "label"], its)
+    labels = dict(zip(said["doc_id"].to_pylist(), said["label"].to_pylist(), strict=True))
+    flat = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    places = place_all(flat.reshape(len(rows), -1))
+    shown = lake.read("documents", ["doc_id", "text", "night"], pc.field("doc_id").isin(sample))
+    about = {one: rest for one, *rest in zip(*(c.to_pylist() for c in shown.columns), strict=True)}
     return [
-        Point(float(x), float(y), assigned[one], labels.get(one), texts[one])
+        Point(float(x), float(y), where[one][0], labels.get(one), *about[one])
         for one, (x, y) in zip(rows, places, strict=True)
     ]
 
@@ -207,23 +352,21 @@ def _notes(
     tokens: Tokens,
     evaluated: Evaluated,
     clustered: Clustered,
-) -> list[str]:
+) -> list[str | Both]:
     """What somebody should know before believing the rest."""
-    notes = [f"{uri}: {problem}" for uri, problem in ingested.problems.items()]
+    notes: list[str | Both] = [f"{uri}: {problem}" for uri, problem in ingested.problems.items()]
     if files.waiting:
         names = ", ".join(Path(uri).name for uri in files.waiting[:5])
-        notes.append(f"{len(files.waiting)} files are still being written and wait: {names}")
+        many = counts("file", len(files.waiting))
+        notes.append(words_of("note_waiting", files=many, names=names))
     limit = night.pipeline.tokenizer.unknown_warning
-    if tokens.figures.get("unknown_rate", 0.0) > limit:
-        notes.append(
-            f"{tokens.figures['unknown_rate']:.1%} of tonight's tokens are unknown "
-            f"(the warning starts at {limit:.0%})"
-        )
+    unknown = tokens.figures.get("unknown_rate", 0.0)
+    if unknown > limit:
+        notes.append(words_of("note_unknown", share=f"{unknown:.1%}", limit=f"{limit:.0%}"))
     if evaluated.note:
-        notes.append(f"No quality tonight: {evaluated.note}")
+        notes.append(words_of("note_no_quality", note=evaluated.note))
     if evaluated.failed_checks:
-        number = len(evaluated.failed_checks)
-        notes.append(f"The challenger fails {number} of the checks that it must pass")
+        notes.append(words_of("note_checks", n=len(evaluated.failed_checks)))
     if clustered.ended:
-        notes.append(f"Clusters that ended: {', '.join(clustered.ended)}")
+        notes.append(words_of("note_ended", names=", ".join(clustered.ended)))
     return notes

@@ -72,6 +72,7 @@ def roll_back(night: Night) -> None:
                 "challenger_version": replaced,
                 "report": "",
                 "turn": turn.model_dump(),
+                "asked": None,
             },
         }
     )

@@ -1,4 +1,4 @@
-"""What people said of clusters since last night, as this night reads it."""
+"""What people said of clusters and documents since last night, as this night reads it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from nightshift.cleaning import content_digest
 from nightshift.corpus import current_assignments, current_labels
-from nightshift.journal import Journal, Name, journal_path
+from nightshift.erasure import forgotten_digests
+from nightshift.journal import Journal, Name, Shape
 
 from .stage import Night
 
@@ -19,7 +21,7 @@ at the edge may belong to a neighbour (Rakib et al. 2020 keep as many)."""
 
 def journal_of(night: Night) -> Journal:
     """The pipeline's journal."""
-    return Journal(journal_path(night.settings.lake, night.pipeline_name, night.settings.reports))
+    return night.settings.journal_of(night.pipeline_name)
 
 
 def named(night: Night, until: int) -> dict[str, Name]:
@@ -27,15 +29,47 @@ def named(night: Night, until: int) -> dict[str, Name]:
     return journal_of(night).names(until)
 
 
-def examples(night: Night, until: int) -> list[dict[str, Any]]:
+def shapes(night: Night, until: int) -> list[Shape]:
+    """What people said of the shape of clusters since last night: mergers and splits to make."""
+    return journal_of(night).shapes(_read(night), until)
+
+
+def ever_shaped(night: Night, until: int) -> set[str]:
+    """Every cluster that a person merged or split up to tonight."""
+    words = journal_of(night).shapes(0, until)
+    return {one for word in words for one in (word.cluster_id, word.other) if one}
+
+
+def _read(night: Night) -> int:
+    """The last word that the newest published night read."""
+    return int(night.before.get("words", 0))
+
+
+def spoken(night: Night, until: int) -> list[dict[str, Any]]:
+    """Rows of `labels`: what people said of documents since last night, each document once.
+
+    A night that is worked again reads the same words, and replaces the same rows.
+    """
+    gone = forgotten_digests(night.lake)
+    # Later than what last night wrote: its rows may be younger than a word it did not read.
+    least = night.previous["finished"] if night.previous else None
+    return [
+        {"doc_id": one.doc_id, "label": one.label, "by": one.by,
+         "at": max(one.at, least) if least else one.at}
+        for one in journal_of(night).labels(_read(night), until)
+        if content_digest(one.doc_id) not in gone
+    ]  # fmt: skip
+
+
+def examples(night: Night, until: int, spoken_of: set[str]) -> list[dict[str, Any]]:
     """Rows of `labels`: documents of clusters that were said to be a class since last night.
 
-    A document that has a label keeps it. Where a class is taken back, so are its examples: their
-    new label is null. Documents of the test and the gate are examples, too, so what is measured of
-    such a class is how well the model finds the cluster again.
+    A document that has a label, or of which a person spoke tonight, keeps that. Where a class is
+    taken back, so are its examples: their new label is null. Documents of the test and the gate are
+    examples, too, so what is measured of such a class is how well the model finds the cluster
+    again.
     """
-    read = int(night.before.get("words", 0))
-    words = [one for one in journal_of(night).names(until).values() if one.number > read]
+    words = [one for one in named(night, until).values() if one.number > _read(night)]
     if not words:
         return []
     assigned = current_assignments(night.lake, but=night.name)
@@ -53,7 +87,7 @@ def examples(night: Night, until: int) -> list[dict[str, Any]]:
         rows.extend(
             {"doc_id": one, "label": word.class_name, "by": by, "at": at}
             for one in chosen
-            if taken.get(one) != word.class_name
+            if taken.get(one) != word.class_name and one not in spoken_of
         )
     return rows
 

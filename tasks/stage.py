@@ -7,12 +7,14 @@ stage, which replaces the same rows. Prefect sees a task; whether it is done is 
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -23,8 +25,10 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 import nightshift
-from nightshift.bundle import Model
-from nightshift.errors import PassingError
+from nightshift.bundle import Model, model_id
+from nightshift.errors import BundleError, PassingError
+from nightshift.inference import device_name
+from nightshift.leases import on_device
 from nightshift.machine import machine
 from nightshift.pipeline import Pipeline, Settings, config_to_keep
 from nightshift.tables import Lake, TableRef, digest_of
@@ -37,7 +41,10 @@ STAGES = (
     "files", "ingest", "tokens", "train", "evaluate", "promote", "embed", "cluster", "report",
     "publish",
 )  # fmt: skip
-RETRY_DELAYS_SECONDS: list[float] = [2, 15]
+RETRY_DELAYS_SECONDS: list[float] = [2, 15, 60]
+"""A server that is restarted, or a store that is away for a minute, costs no night."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A disk that takes nothing more."""
 
 GIVEN = "given"
 """Digest of a stage whose outcome was brought from elsewhere, and stands for its night."""
@@ -78,6 +85,33 @@ class Turn(BaseModel):
     reason: str
 
 
+class Asked(BaseModel):
+    """What one night alone is asked for, beside what its pipeline declares."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: Literal["night", "ingest", "train", "reclassify", "recluster"] = "night"
+    """How much of a night: `ingest` takes files in, the others work on what is there."""
+    force: bool = True
+    """For `train`: also when `train.when` sees no reason."""
+    which: Literal["new", "all", "window"] = "new"
+    """For `reclassify`: what the champion has not read, everything, or a window of time."""
+    first: date | None = None
+    last: date | None = None
+    """The window: of a document's event time, else of the night it came in; both days included."""
+    until: datetime | None = None
+    """Files that changed later wait for a later night."""
+    changes: dict[str, Any] = {}
+    """Keys of the pipeline's config that are other for this night."""
+    cause: str = ""
+    """What started it, in words, where nobody did."""
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether files are taken in."""
+        return self.part in ("night", "ingest")
+
+
 @dataclass(frozen=True)
 class Night:
     """One night of one pipeline, as every stage gets it."""
@@ -94,6 +128,8 @@ class Night:
     """Stages to do again although they are done."""
     turn: Turn | None = None
     """Where a person turned to another model: no file is read, and nothing trained."""
+    asked: Asked = field(default_factory=Asked)
+    """What is other this night."""
 
     @functools.cached_property
     def lake(self) -> Lake:
@@ -112,8 +148,18 @@ class Night:
         return ModelRef.model_validate(found) if found else None
 
     def load(self, ref: ModelRef) -> Model:
-        """A model from where MLflow keeps it."""
-        return Model.load(self.tracking.fetch(ref.uri))
+        """A model from where MLflow keeps it.
+
+        Raises: BundleError where its files are not those that were kept.
+        """
+        folder = self.tracking.fetch(ref.uri)
+        model = Model.load(folder)
+        if model_id(folder) != ref.model_id:
+            raise BundleError(
+                f"{ref.uri}: found model {model_id(folder)}, expected {ref.model_id}: its files "
+                "were altered. Put back what was there, or roll back to another version."
+            )
+        return model
 
     def keep(self, model: Model) -> ModelRef:
         """Give a model to MLflow."""
@@ -129,12 +175,13 @@ Stage = Callable[Concatenate[Night, Inputs], Result]
 
 
 def stage(
-    name: str, config: str = "", once: bool = False
+    name: str, config: str = "", once: bool = False, device: bool = False
 ) -> Callable[[Callable[Concatenate[Night, Inputs], Result]], Stage[Inputs, Result]]:
     """Make a function a stage.
 
     Args: its name; the keys of the pipeline's config it reads, by spaces; `once` for a stage whose
-    first outcome stands for the whole night, whatever changes.
+    first outcome stands for the whole night, whatever changes; `device` for one that computes on
+    the pipeline's device, which no other pipeline then does.
     """
 
     def decorate(work: Callable[Concatenate[Night, Inputs], Result]) -> Stage[Inputs, Result]:
@@ -147,8 +194,12 @@ def stage(
             if done and done["digest"] in (digest, GIVEN) and name not in night.redo:
                 log.info("%-9s done before, kept", name)
                 return outcome.model_validate(done["outputs"])
-            started = time.perf_counter()
-            result = work(night, *given, **named)
+            night.lake.check_held()
+            name_of_device = device_name(night.pipeline.train.device) if device else None
+            who = f"night {night.name} of {night.pipeline_name}"
+            with on_device(name_of_device, who), _room(name):
+                started = time.perf_counter()
+                result = work(night, *given, **named)
             seconds = time.perf_counter() - started
             night.tracking.figures(
                 {f"{name}/{key}": value for key, value in result.figures.items()}
@@ -180,6 +231,31 @@ def stage(
     return decorate
 
 
+@contextmanager
+def _room(name: str) -> Iterator[None]:
+    """A full disk is told as one; room may be made while the stage waits for its next try."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise PassingError(
+            f"{name}: {error}. Nothing half-written is visible and yesterday stays published; make "
+            "room, then run the night again: it goes on here."
+        ) from error
+
+
+def patiently(doing: Callable[[], Any]) -> Any:
+    """The same patience for what stands outside of stages."""
+    for delay in RETRY_DELAYS_SECONDS:
+        try:
+            return doing()
+        except PassingError as error:
+            log.warning("%s", error)
+            time.sleep(delay)
+    return doing()
+
+
 def _may_pass(task: Any, run: Any, state: Any) -> bool:
     """Only a store or server that did not answer is asked again; a bug would fail the same way."""
     error = state.result(raise_on_failure=False)
@@ -193,7 +269,9 @@ def _digest(night: Night, name: str, config: str, given: tuple[Any, ...]) -> str
     declared = night.pipeline.model_dump(mode="json", include=set(config.split()))
     before = night.previous["night"] if night.previous else None
     said = night.turn.model_dump(mode="json") if night.turn else None
-    return digest_of([name, before, declared, code_digest(), said, [stable(one) for one in given]])
+    asked = night.asked.model_dump(mode="json", exclude={"changes", "cause"})
+    stood = [stable(one) for one in given]
+    return digest_of([name, before, declared, code_digest(), said, asked, stood])
 
 
 def stable(value: Any) -> Any:
@@ -215,7 +293,8 @@ def code_files() -> dict[str, str]:
     return {
         f"{folder.name}/{file.name}": blake2b(file.read_bytes(), digest_size=8).hexdigest()
         for folder in (Path(nightshift.__file__).parent, Path(__file__).parent)
-        for file in sorted([*folder.glob("*.py"), *folder.glob("*.html")])
+        for kind in ("*.py", "*.html", "*.css", "*.js")
+        for file in sorted(folder.glob(kind))
     }
 
 

@@ -40,9 +40,12 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
     def encoded() -> Iterator[pa.RecordBatch]:
         for one in (tokenizer, *_answering(night, tokenizer)):
             where = pc.field("night").isin(_nights_without(night, one.digest))
+            documents = lake.read("documents", ["doc_id"], where).num_rows
             batches = lake.scan("documents", ["doc_id", "text"], where, rows=4096)
             counted = counts if one is tokenizer else dict.fromkeys(counts, 0)
-            for batch in track(batches, None, "encoding, in batches of 4096"):
+            # A file's last batch is a short one: there may be more than this, and a few seconds.
+            about = -(-documents // 4096)
+            for batch in track(batches, about, "encoding, in batches of 4096"):
                 yield _encode(batch, one, config.max_tokens, counted)
 
     ref = lake.replace("tokens", night.name, encoded())

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+# Whatever the environment says: opening a pickle runs whatever code it holds.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 # The schema's migrations and every model logged are announced otherwise.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow's own patience is minutes a call; after half a minute the stage is tried again.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, ViewType
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.entities import Metric, Param, RunInfo, ViewType
+from mlflow.exceptions import MlflowException
 
 from nightshift.errors import BundleError, ConfigError, PassingError
 from nightshift.integrity import verify
 from nightshift.pipeline import Settings, masked
-from nightshift.tables import TableRef
+from nightshift.tables import TableRef, digest_of
 
 # Whole, before there are threads: MLflow's and Prefect's would else import halves of it at once.
 import_module("sqlalchemy.orm")
@@ -43,7 +49,7 @@ BUNDLE = "bundle"
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MODEL_TAG = "nightshift.bundle", "nightshift.model_id"
 MODEL_REF_TAG = "nightshift.model"
-STUDY_TAG = "nightshift.study"
+STUDY_TAG, NIGHT_TAG, PRUNED_TAG = "nightshift.study", "nightshift.night", "nightshift.pruned"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """How MLflow says that a model, version or alias is not there."""
 
@@ -52,7 +58,7 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 class Tracking:
     """One night's MLflow run."""
 
-    uri: str
+    uri: str = field(repr=False)
     run_id: str
 
     @property
@@ -98,9 +104,11 @@ class Tracking:
         inputs = []
         for ref in refs:
             source = DeltaDatasetSource(
-                path=f"{lake_root}/{ref.table}", delta_table_version=ref.version
+                path=f"{masked(lake_root)}/{ref.table}", delta_table_version=ref.version
             )
-            dataset = MetaDataset(source, name=ref.table, digest=ref.digest[:32])
+            # MLflow keeps the first source of a name and digest: that of rows is of many versions.
+            digest = digest_of([ref.version, ref.digest])
+            dataset = MetaDataset(source, name=ref.table, digest=digest)
             tags = [InputTag("mlflow.data.context", context)]
             inputs.append(DatasetInput(dataset._to_mlflow_entity(), tags))
         with _passing("logging datasets"):
@@ -110,16 +118,18 @@ class Tracking:
     def attempt(self, name: str, params: dict[str, Any]) -> Iterator[str]:
         """A nested run for one try of a stage, with the machine's figures; yields its id."""
         mlflow.set_tracking_uri(self.uri)
-        experiment = self._client.get_run(self.run_id).info.experiment_id
-        with mlflow.start_run(
-            run_name=name,
-            experiment_id=experiment,
-            parent_run_id=self.run_id,
-            nested=True,
-            log_system_metrics=True,
-        ) as run:
-            self.params(params, run.info.run_id)
-            yield run.info.run_id
+        with _passing(f"logging the run {name}", (MlflowException,)):
+            experiment = self._client.get_run(self.run_id).info.experiment_id
+            _close_attempts(self._client, experiment, self.run_id)
+            with mlflow.start_run(
+                run_name=name,
+                experiment_id=experiment,
+                parent_run_id=self.run_id,
+                nested=True,
+                log_system_metrics=True,
+            ) as run:
+                self.params(params, run.info.run_id)
+                yield run.info.run_id
 
     def open_child(self, name: str, tags: dict[str, str]) -> str:
         """A nested run, open until `close`, beside others that are; returns its id."""
@@ -140,19 +150,25 @@ class Tracking:
 
     def finish_if_open(self) -> None:
         """Close the run as FINISHED where a killed process left it open."""
-        with suppress(MlflowException):
-            if self._client.get_run(self.run_id).info.status == "RUNNING":
-                self.finish("FINISHED")
+        with _passing(f"opening MLflow at {masked(self.uri)}"):
+            run = _run_if_any(self._client, self.run_id)
+            if run is not None and run.status == "RUNNING":
+                _close_attempts(self._client, run.experiment_id, self.run_id)
+                self._client.set_terminated(self.run_id, "FINISHED")
 
     def finish(self, state: str) -> None:
-        """Close the run as FINISHED or FAILED."""
-        self._client.set_terminated(self.run_id, state)
+        """Close the run as FINISHED, FAILED or KILLED."""
+        with _passing(f"closing the run at {masked(self.uri)}"):
+            self._client.set_terminated(self.run_id, state)
 
     def link(self) -> str:
         """Where a person finds the run: a URL on a server, else the command that shows it."""
-        run = self._client.get_run(self.run_id)
+        with _passing(f"opening MLflow at {masked(self.uri)}"):
+            run = self._client.get_run(self.run_id)
         if self.uri.startswith("http"):
-            return f"{self.uri}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
+            # Without a login, which a browser asks for by itself.
+            place = re.sub(r"://[^/]*@", "://", self.uri)
+            return f"{place}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
         return f"run {self.run_id} in {masked(self.uri)}"
 
 
@@ -160,7 +176,7 @@ class Tracking:
 class Registry:
     """MLflow's model registry: one registered model per pipeline."""
 
-    uri: str
+    uri: str = field(repr=False)
 
     @property
     def _client(self) -> MlflowClient:
@@ -232,6 +248,151 @@ class Registry:
             self._client.set_registered_model_alias(pipeline, alias, str(version))
 
 
+@dataclass(frozen=True)
+class Attic:
+    """What a pipeline's past nights left in MLflow: looked at, closed, thrown away."""
+
+    uri: str
+    pipeline: str
+
+    @property
+    def _client(self) -> MlflowClient:
+        return MlflowClient(self.uri, self.uri)
+
+    def size_of_version(self, version: int, with_model: bool) -> tuple[int, int]:
+        """Files and bytes of a version; `with_model`, of what its training kept, too."""
+        with _passing(f"looking at version {version}"), _quiet():
+            found = [self._logged(version), self._trained(version) if with_model else None]
+            sizes = [size for place in found if place for size in _sizes(self.uri, *place)]
+        return len(sizes), sum(sizes)
+
+    def remove_version(self, version: int, models: Collection[str]) -> None:
+        """Delete a version and its files, and what its training kept if its model is one of
+        `models`; harmless to repeat, as the version goes last."""
+        with _passing(f"deleting version {version}"), _quiet():
+            tags = self._client.get_model_version(self.pipeline, str(version)).tags
+            trained = self._trained(version) if tags.get(MODEL_TAG) in models else None
+            for place in (self._logged(version), trained):
+                if place is not None:
+                    _delete(self.uri, *place)
+            logged = self._client.get_model_version(self.pipeline, str(version)).model_id
+            if logged:
+                with suppress(MlflowException):
+                    self._client.delete_logged_model(logged)
+            self._client.delete_model_version(self.pipeline, str(version))
+
+    def full_runs(self) -> set[str]:
+        """Runs whose files were not thrown away yet."""
+        return {run.info.run_id for run in self._runs() if PRUNED_TAG not in run.data.tags}
+
+    def size_of_run(self, run_id: str) -> tuple[int, int]:
+        """Files and bytes of a run, models aside."""
+        with _passing(f"looking at run {run_id}"), _quiet():
+            place = self._client.get_run(run_id).info.artifact_uri or ""
+            sizes = [size for top in self._loose(run_id) for size in _sizes(self.uri, place, top)]
+        return len(sizes), sum(sizes)
+
+    def empty_run(self, run_id: str) -> None:
+        """Delete a run's files, models aside; harmless to repeat."""
+        with _passing(f"emptying run {run_id}"), _quiet():
+            place = self._client.get_run(run_id).info.artifact_uri or ""
+            for top in self._loose(run_id):
+                _delete(self.uri, place, top)
+            self._client.set_tag(run_id, PRUNED_TAG, time.strftime("%Y-%m-%d"))
+
+    def open_runs(self) -> dict[str, str]:
+        """Runs that MLflow believes to be running, nested ones too, and their names."""
+        found = (run for run in self._runs() if run.info.status == "RUNNING")
+        return {run.info.run_id: run.info.run_name or "" for run in found}
+
+    def close_run(self, run_id: str, state: str) -> None:
+        """Close a run that nobody works on any more."""
+        with _passing(f"closing run {run_id}"), _quiet():
+            self._client.set_terminated(run_id, state)
+
+    def aliases(self) -> dict[str, int]:
+        """The versions behind the registered model's aliases; empty without one."""
+        with _passing(f"asking MLflow at {masked(self.uri)} for aliases"), _quiet():
+            try:
+                found = self._client.get_registered_model(self.pipeline).aliases
+            except MlflowException as error:
+                if error.error_code not in ABSENT:
+                    raise
+                return {}
+        return {name: int(version) for name, version in found.items()}
+
+    def page(self, run_id: str, name: str) -> str | None:
+        """A text that a run keeps; None without it."""
+        with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError), _quiet():
+            path = self._client.download_artifacts(run_id, name, folder)
+            return Path(path).read_text(encoding="utf-8")
+        return None
+
+    def _runs(self) -> Iterator[Any]:
+        with _store_lock(self.uri), _passing(f"opening MLflow at {masked(self.uri)}"), _quiet():
+            experiment = self._client.get_experiment_by_name(self.pipeline)
+            token = None
+            while experiment is not None:
+                page = self._client.search_runs(
+                    [experiment.experiment_id], max_results=1000, page_token=token
+                )
+                yield from page
+                token = page.token
+                if not token:
+                    return
+
+    def _loose(self, run_id: str) -> list[str]:
+        return [
+            one.path for one in self._client.list_artifacts(run_id) if one.path not in _OF_MODELS
+        ]
+
+    def _logged(self, version: int) -> tuple[str, str] | None:
+        """Where a version's own files are."""
+        model_id = self._client.get_model_version(self.pipeline, str(version)).model_id
+        if not model_id:
+            return None
+        with suppress(MlflowException):
+            return self._client.get_logged_model(model_id).artifact_location, ""
+        return None
+
+    def _trained(self, version: int) -> tuple[str, str] | None:
+        """Where the run that trained a version's model keeps it."""
+        ref = self._client.get_model_version(self.pipeline, str(version)).tags.get(MODEL_REF_TAG)
+        found = re.match(r"runs:/([^/]+)/(.+)", json.loads(ref)["uri"]) if ref else None
+        if not found:
+            return None
+        return self._client.get_run(found[1]).info.artifact_uri or "", found[2]
+
+
+_OF_MODELS = ("models", BUNDLE)
+
+
+def _repository(uri: str, place: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(place, tracking_uri=uri)
+
+
+def _sizes(uri: str, place: str, path: str) -> Iterator[int]:
+    """Bytes of every file at or below a path of an artifact store; nothing where it is gone."""
+    repository = _repository(uri, place)
+    found = repository.list_artifacts(path or None)
+    if not found and path:
+        above = repository.list_artifacts(path.rpartition("/")[0] or None)
+        found = [one for one in above if one.path == path and not one.is_dir]
+    for one in found:
+        if one.is_dir:
+            yield from _sizes(uri, place, one.path)
+        else:
+            yield int(one.file_size or 0)
+
+
+def _delete(uri: str, place: str, path: str) -> None:
+    repository = _repository(uri, place)
+    if any(True for _ in _sizes(uri, place, path)):
+        repository.delete_artifacts(path or None)
+
+
 def _log_pyfunc(run_id: str, folder: Path, requirements: list[str]) -> Any:
     """Log the bundle as a model from code: plain files and a script, nothing pickled."""
     import pandas as pd
@@ -277,15 +438,31 @@ def open_run(
             experiment_id = client.create_experiment(pipeline, artifact_location=root)
         else:
             experiment_id = experiment.experiment_id
-        if run_id is not None:
-            with suppress(MlflowException):
-                client.update_run(run_id, status="RUNNING")
-                _close_attempts(client, experiment_id, run_id)
-                for key, value in tags.items():  # another flow run goes on with it
-                    client.set_tag(run_id, key, value)
-                return Tracking(settings.mlflow, run_id)
+        run_id = run_id or _left_open(client, experiment_id, night)
+        if run_id is not None and _run_if_any(client, run_id) is not None:
+            client.update_run(run_id, status="RUNNING")
+            _close_attempts(client, experiment_id, run_id)
+            for key, value in tags.items():  # another flow run goes on with it
+                client.set_tag(run_id, key, value)
+            return Tracking(settings.mlflow, run_id)
         run = client.create_run(experiment_id, run_name=night, tags=tags)
     return Tracking(settings.mlflow, run.info.run_id)
+
+
+def _run_if_any(client: MlflowClient, run_id: str) -> RunInfo | None:
+    try:
+        return client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None
+
+
+def _left_open(client: MlflowClient, experiment_id: str, night: str) -> str | None:
+    """The run of a night that was killed before it could note which run it has."""
+    open_one = f"tags.`{NIGHT_TAG}` = '{night}' and attributes.status = 'RUNNING'"
+    found = client.search_runs([experiment_id], open_one, max_results=1)
+    return found[0].info.run_id if found else None
 
 
 def run_of_study(uri: str, pipeline: str, study: str) -> str | None:
@@ -314,8 +491,10 @@ def open_store(uri: str) -> None:
 
 
 def be_brief() -> None:
-    """Ask a server twice at most: MLflow's own patience is minutes, and somebody waits."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    """Ask a server twice at most, where the environment does not say otherwise: somebody waits."""
+    if os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4":
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 def reach(uri: str) -> str:
@@ -486,15 +665,25 @@ def _store_lock(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _passing(doing: str) -> Iterator[None]:
+def _passing(
+    doing: str, kinds: tuple[type[Exception], ...] = (OSError, MlflowException)
+) -> Iterator[None]:
     """A store that does not answer is worth a retry; a request it refuses is a bug of ours."""
     try:
         yield
-    except (OSError, RestException, MlflowException) as error:
+    except kinds as error:
         raise PassingError(
-            f"{doing}: {str(error).splitlines()[0]} Yesterday stays published; run the night "
-            "again when MLflow answers."
+            f"{doing}: {_why(error)} Yesterday stays published; run the night again when MLflow "
+            "answers."
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """An error's first line; of a server that does not answer, which one, without how often it was
+    asked and by which objects."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    silent = re.search(r"API request to (\S+?)/api/\S+ failed with exception", line)
+    return f"MLflow's server at {masked(silent[1])} does not answer." if silent else line
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
@@ -24,8 +25,9 @@ from nightshift.inference import pick_device
 from nightshift.learning import Learned, gather, learn
 from nightshift.nearest import UNASSIGNED
 from nightshift.plots import curves_picture
+from nightshift.pretraining import Pass
 from nightshift.recipe import Recipe
-from nightshift.tables import digest_of
+from nightshift.tables import TableRef, digest_of
 from nightshift.tokenizer import Tokenizer
 from nightshift.training import Epoch
 
@@ -36,7 +38,7 @@ from .discover import (
     find_topics,
     learn_without_labels,
 )
-from .progress import track
+from .progress import Shown, track
 from .stage import ModelRef, Night, Outcome, code_version, stage
 from .tokens import Tokens, load_tokenizer
 
@@ -45,6 +47,10 @@ log = logging.getLogger(__name__)
 DESCRIBED, EXPECTED = 0.1, 10
 """A cluster is of no class where no more than this share is labelled of as many documents as its
 size lets expect, and so many are expected: few labels miss a small cluster by chance."""
+REFUSED = (
+    "the newest classifier did not become champion, and since then neither labels, config nor code "
+    "have changed: it would come out the same"
+)
 
 
 class Trained(Outcome):
@@ -60,7 +66,7 @@ class Trained(Outcome):
     """The classifier's epochs: epoch, train_loss, validation_loss, validation_accuracy."""
 
 
-@stage("train", "tokenizer model pretrain train wide answers clusters")
+@stage("train", "tokenizer model pretrain train wide answers clusters", device=True)
 def train(night: Night, tokens: Tokens) -> Trained:
     """Train a classifier if one is due and possible; else keep, or learn, what gives vectors."""
     before: dict[str, Any] = night.before.get("basis", {})
@@ -70,12 +76,18 @@ def train(night: Night, tokens: Tokens) -> Trained:
         return Trained(challenger=night.turn.model, reason=words, basis=before)
     if not tokens.tokenizer:
         return Trained(challenger=None, reason="there are no documents yet", basis=before)
+    asked = night.asked.part
+    if asked in ("ingest", "reclassify", "recluster"):
+        return Trained(challenger=None, reason=f"only {asked} was asked for", basis=before)
     topics = find_topics(night, tokens)
     kept = Trained(challenger=None, reason="nothing new to learn from", basis=before, topics=topics)
     sides = labelled_sides(night.lake)
     lacking = _lacking(sides, night.pipeline.train.min_rows)
     if lacking is None:
         due = _due(night, tokens, sides, champion)
+        none = champion is None or champion.kind != "network"
+        if due is None and none and night.pipeline.train.when == "auto":
+            kept = kept.model_copy(update={"reason": REFUSED})
         return kept if due is None else _train_network(night, tokens, sides, due, topics)
     log.info("train     no classifier: %s", lacking)
     due = due_without_labels(night, tokens, lacking, topics)
@@ -105,12 +117,20 @@ def _due(
 ) -> str | None:
     """Why a training is due, in words; None when it is not (`train.when`)."""
     config, before = night.pipeline.train, night.before.get("basis", {})
+    if night.asked.part == "train" and night.asked.force:
+        return night.asked.cause or "a training was asked for"
     if config.when == "never":
         return None
     if config.when == "always":
         return "train.when is always"
     if champion is None or champion.kind != "network":
-        return "there is no classifier yet"
+        then = _night_of(night, before)
+        if "classes" not in before or then is None:
+            return "there is no classifier yet"
+        if then["code_version"] != code_version():
+            return "the code changed since a classifier was refused"
+        if then["manifest"].get("config", {}).get("checks") != _checks(night):
+            return "the checks changed since a classifier was refused"
     if before.get("tokenizer") != tokens.tokenizer:
         return "the tokenizer changed"
     if before.get("recipe") != _recipe(night):
@@ -128,6 +148,15 @@ def _due(
     if changed and night.number - before.get("night", 0) >= config.max_age_nights:
         return f"the champion is {night.number - before['night']} nights old"
     return None
+
+
+def _night_of(night: Night, before: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of the night of the newest training."""
+    return next((row for row in night.lake.nights() if row["number"] == before.get("night")), None)
+
+
+def _checks(night: Night) -> dict[str, Any]:
+    return night.pipeline.checks.model_dump(mode="json")
 
 
 def _changed_labels(night: Night, before: dict[str, Any]) -> int:
@@ -173,12 +202,15 @@ def _train_network(
         "data": sides["train"].digest,
         "code": code_version(),
     }  # fmt: skip
-    night.tracking.read_from([tokens.tokens], night.lake.root, "training")
+    came = night.lake.stages(night.name)["ingest"]["outputs"]
+    read = [*(TableRef(**came[name]) for name in ("documents", "labels")), tokens.tokens]
+    night.tracking.read_from(read, night.lake.root, "training")
     learned: Learned | None = None
     epochs: list[dict[str, float]] = []
+    pretraining, training = Shown("pretraining", 0.0), Shown("training", 0.0)
     with night.tracking.attempt("train", params) as run:
         for event in learn(
-            material, recipe, champion, lambda rows, total: track(rows, total, "in batches")
+            material, recipe, champion, lambda rows, total: track(rows, total, "in batches", False)
         ):
             if isinstance(event, Learned):
                 learned = event
@@ -186,10 +218,15 @@ def _train_network(
             else:
                 night.tracking.figures(event.figures(), event.index, run)
                 log.info("train     %s", event)
+            if isinstance(event, Pass):
+                pretraining.at(event.index / event.passes, str(event))
             if isinstance(event, Epoch):
+                training.at(event.index / event.epochs, str(event))
                 # A start that failed began at 1 as well.
                 epochs = [*epochs[: event.index - 1], _point(event)]
     assert learned is not None
+    for shown in (pretraining, training):
+        shown.at(1.0, "done")
     night.tracking.text(curves_picture(epochs), "training/curves.svg")
     for note in learned.notes:
         log.info("train     %s", note)
@@ -267,7 +304,7 @@ def _fresh(night: Night, doc_ids: list[str]) -> np.ndarray:
     """Which rows came, or were labelled anew, after the newest training; bool (rows,)."""
     since = night.before.get("basis", {}).get("night", 0)
     old = [row["night"] for row in night.lake.nights() if row["number"] <= since]
-    later = ~pc.field("night").isin(old)
+    later = ~pc.field("night").isin(pa.array(old, pa.string()))
     new = {
         one
         for table in ("documents", "labels")
