@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MOST_BYTES = 16 << 20
-"""A longer body is refused."""
 MOST_TEXTS = 1_000
 """A request with more texts is refused; `nightshift predict FILE --out` reads what is large."""
 MOST_LABELS = 1_000
 SHAPES = ("inputs", "instances", "dataframe_split", "dataframe_records")
 """Of MLflow's scoring protocol; exactly one of them is in a body."""
 COLUMN = "text"
+CODES = {
+    400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 408: "REQUEST_TIMEOUT", 413: "REQUEST_TOO_LARGE",
+    503: "TEMPORARILY_UNAVAILABLE",
+}  # fmt: skip
+"""What MLflow calls a refusal, by its status."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,13 @@ class RefusedError(Exception):
 
     def as_json(self) -> dict[str, Any]:
         """MLflow's keys, with the parts of the message beside them."""
-        code = "BAD_REQUEST" if self.status == 400 else "REQUEST_TOO_LARGE"
         return {
-            "error_code": code, "message": str(self),
+            "error_code": CODES[self.status], "message": str(self),
             "field": self.field, "found": self.found, "expected": self.expected,
         }  # fmt: skip
 
 
-def parsed(body: bytes) -> dict[str, Any]:
+def parsed(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object in a body.
 
     Raises: RefusedError for anything else.
@@ -79,7 +81,7 @@ def of_invocation(body: dict[str, Any]) -> Asked:
         raise RefusedError(
             "body", " and ".join(shapes) or "no texts", f"exactly one of {', '.join(SHAPES)}"
         )
-    params = body.get("params") or {}
+    params = {} if body.get("params") is None else body["params"]
     if not isinstance(params, dict):
         raise RefusedError("params", _shown(params), "an object")
     _only(params, tuple(PARAMS), "params.")

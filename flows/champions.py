@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from nightshift.bundle import Bundle
 from nightshift.errors import ConfigError, NightError
+from nightshift.journal import LONGEST_REASON, cleaned, login
 from nightshift.pipeline import Settings, load_settings
+from nightshift.retention import prunings, told
 from nightshift.tables import Lake
 from tasks.stage import ModelRef, Turn
-from tasks.tracking import MODEL_REF_TAG, Registry, be_brief, bundle_of
+from tasks.tracking import MODEL_REF_TAG, Registry, be_brief, bundle_of, versions_of
 
 MADE = ("promoted", "rolled_back")
 """Decisions after which another model answers."""
+MOST = 2**31 - 1
+"""Versions that a registry's database can count to."""
 
 
 def promote(
@@ -25,9 +31,10 @@ def promote(
     """Make a registered version's model champion, by a night of its own in its space.
 
     Returns: a `Finished` night.
-    Raises: ConfigError for a version that does not exist, or whose model is champion already.
+    Raises: ConfigError for a version that does not exist or whose model is champion already, or no
+    reason.
     """
-    settings = load_settings(Path(config))
+    said, settings = _said(reason, by), load_settings(Path(config))
     lake = _lake(settings, pipeline)
     model = _model_of(settings, pipeline, version)
     now = _published(lake, pipeline)[-1]
@@ -36,7 +43,7 @@ def promote(
             f"promote: the model of version {version} is champion already, as version "
             f"{now['registry_version']}. Nothing was changed."
         )
-    return _turn("promote", settings, pipeline, version, model, reason, by, config)
+    return _turn("promote", settings, pipeline, version, model, said, config)
 
 
 def roll_back(
@@ -46,9 +53,10 @@ def roll_back(
     """Let a version that was champion before answer again; by default the last other model.
 
     Returns: a `Finished` night.
-    Raises: ConfigError where there is nothing to go back to, or the version was never champion.
+    Raises: ConfigError where there is nothing to go back to, the version was never champion, or no
+    reason is given.
     """
-    settings = load_settings(Path(config))
+    said, settings = _said(reason, by), load_settings(Path(config))
     rows = _published(_lake(settings, pipeline), pipeline)
     now = rows[-1]
     others = [row for row in rows if row["model_id"] not in (None, now["model_id"])]
@@ -68,7 +76,14 @@ def roll_back(
             f"{', '.join(map(str, known))}. For another one: nightshift promote."
         )
     model = _model_of(settings, pipeline, version)
-    return _turn("rollback", settings, pipeline, version, model, reason, by, config)
+    return _turn("rollback", settings, pipeline, version, model, said, config)
+
+
+def _said(reason: str, by: str | None) -> dict[str, str]:
+    return {
+        "reason": cleaned(reason, "--reason", LONGEST_REASON),
+        "by": cleaned(by or login(), "by"),
+    }
 
 
 def _turn(
@@ -77,22 +92,33 @@ def _turn(
     pipeline: str,
     version: int,
     model: ModelRef,
-    reason: str,
-    by: str | None,
+    said: dict[str, str],
     config: str,
 ) -> Any:
+    from prefect.runtime import flow_run
+
     from flows.night import night, turn_name
 
     # A version that cannot answer must not become champion: the old one stays.
     Bundle.load(bundle_of(settings.mlflow, pipeline, version))
-    turn = Turn(kind=kind, version=version, model=model, by=by or getpass.getuser(), reason=reason)
+    turn = Turn(kind=kind, version=version, model=model, **said)
     name = turn_name(_lake(settings, pipeline), turn)
-    return night(pipeline, name, config, turn=turn.model_dump(mode="json"))
+    # Inside a flow run, such as one from Prefect's page, the night is that run.
+    work = night.fn if flow_run.get_id() else night
+    return work(pipeline, name, config, turn=turn.model_dump(mode="json"))
 
 
 def _model_of(settings: Settings, pipeline: str, version: int) -> ModelRef:
     be_brief()
-    tags = Registry(settings.mlflow).tags(pipeline, version)
+    gone = prunings(_lake(settings, pipeline), kind="model", subject=str(version))
+    if gone:
+        left = ", ".join(str(one["version"]) for one in versions_of(settings.mlflow, pipeline))
+        raise ConfigError(
+            f"version {version} of {pipeline} was {told(gone[-1])}; the registry still has "
+            f"{left}. Nothing was changed."
+        )
+    known = 0 < version <= MOST
+    tags = Registry(settings.mlflow).tags(pipeline, version) if known else None
     if tags is None or MODEL_REF_TAG not in tags:
         raise ConfigError(
             f"found no version {version} of {pipeline} that a night registered. See them: "
@@ -132,12 +158,10 @@ def champion_at(settings: Settings, pipeline: str, at: str | None = None) -> dic
         raise NightError(f"champion: {pipeline} had no champion at {_local(moment)}; {words}.")
     now = before[-1]
     reign = _reign(rows, rows.index(now))
-    decisions = lake.read("promotions", version=rows[-1]["versions"]["promotions"]).to_pylist()
-    nights = {row["night"]: row for row in rows}
-    own = [row for row in decisions if row["challenger"] == now["model_id"]]
+    own = _decisions(lake, rows, now["model_id"])
     made = [row for row in own if row["decision"] in MADE and row["night"] == reign[0]["night"]]
-    trained = min(own, key=lambda row: row["at"], default=None)
     after = rows[rows.index(reign[-1]) + 1 :]
+    gone = prunings(lake, kind="model", subject=str(now["registry_version"]))
     return {
         "pipeline": pipeline,
         "at": moment.isoformat(timespec="seconds"),
@@ -148,21 +172,39 @@ def champion_at(settings: Settings, pipeline: str, at: str | None = None) -> dic
         "until": after[0]["finished"].isoformat(timespec="seconds") if after else None,
         "replaced_by": after[0]["registry_version"] if after else None,
         "figures": now["figures"].get("quality"),
-        "trained": _trained(nights.get(trained["night"]) if trained else None),
+        "trained": _trained(night_of_training(lake, rows, now["model_id"])),
         "decision": _told(made[-1]) if made else None,
+        "gone": told(gone[-1]) if gone else None,
     }
+
+
+def _decisions(lake: Lake, rows: list[dict[str, Any]], model_id: str) -> list[dict[str, Any]]:
+    """All decisions about a model as a challenger, the first one first."""
+    version = rows[-1]["versions"]["promotions"]
+    own = lake.read("promotions", None, pc.field("challenger") == model_id, version).to_pylist()
+    return sorted(own, key=lambda row: row["at"])
+
+
+def night_of_training(
+    lake: Lake, rows: list[dict[str, Any]], model_id: str
+) -> dict[str, Any] | None:
+    """The row of the night that made a model; a person may have made it champion much later.
+
+    Args: the rows of all published nights.
+    """
+    first = next((row["night"] for row in _decisions(lake, rows, model_id)), None)
+    return next((row for row in rows if row["night"] == first), None)
 
 
 def _moment(at: str | None) -> datetime:
     if at is None:
         return datetime.now(UTC)
     try:
-        if len(at) == 10:
-            return datetime.combine(
-                date.fromisoformat(at) + timedelta(days=1), datetime.min.time()
-            ).astimezone()
+        with suppress(ValueError):
+            day = date.fromisoformat(at) + timedelta(days=1)
+            return datetime.combine(day, datetime.min.time()).astimezone()
         return datetime.fromisoformat(at).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(
             f"--at: found {at!r}, expected a date such as 2026-11-03, or 2026-11-03T08:00."
         ) from None
@@ -209,6 +251,8 @@ def as_lines(found: dict[str, Any]) -> Iterator[str]:
     until = f"until {_local(datetime.fromisoformat(found['until']))}" if found["until"] else "on"
     after = f", then version {found['replaced_by']}" if found["replaced_by"] else ""
     yield f"  champion  from {since} {until}{after}; last published by night {found['night']}"
+    if found["gone"]:
+        yield f"  gone      the model was {found['gone']}: it cannot answer again"
     if found["decision"]:
         yield f"  because   {found['decision']['reason']}"
     if found["trained"]:

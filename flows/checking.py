@@ -55,9 +55,10 @@ def _prefect() -> Finding:
         return "prefect", "embedded (PREFECT_API_URL is not set)", True
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
-            return "prefect", f"{url}: answers", answer.status == 200
+            return "prefect", f"{masked(url)}: answers", answer.status == 200
     except (OSError, ValueError) as error:
-        return "prefect", f"{url}: {error}. Start the server, or unset PREFECT_API_URL.", False
+        said = masked(f"{url}: {error}")
+        return "prefect", f"{said}. Start the server, or unset PREFECT_API_URL.", False
 
 
 def _device() -> Finding:
@@ -72,12 +73,15 @@ def _source(name: str, pipeline: Pipeline) -> Finding:
     try:
         files = list_files(pipeline.source)
         if not files:
-            return name, f"no file matches {', '.join(pipeline.source.paths)} yet", True
+            paths = ", ".join(map(masked, pipeline.source.paths))
+            return name, f"no file matches {paths} yet", True
+        if files[0].problem:
+            return name, files[0].problem, False
         columns = columns_of(files[0].uri, pipeline.source)
     except NightshiftError as error:
         return name, str(error), False
     source = pipeline.source
-    declared = [source.text, source.label, source.id, source.split, source.time, *source.columns]
+    declared = [source.text, source.label, source.id, source.split, source.time, *source.kept]
     missing = [one for one in declared if one and columns and one not in columns]
     shown = f"{len(files)} files; {files[0].uri} has {', '.join(columns) or 'no columns'}"
     if missing:

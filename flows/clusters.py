@@ -21,7 +21,7 @@ from rich.cells import cell_len, set_cell_size
 
 from nightshift.errors import ConfigError, NightError
 from nightshift.identity import UNASSIGNED
-from nightshift.journal import Journal, Name, journal_path
+from nightshift.journal import Journal, Name
 from nightshift.pedigree import Moves, moves, pedigree_picture, unassigned
 from nightshift.pictures import clean, cut
 from nightshift.pipeline import Settings
@@ -489,7 +489,7 @@ def forget_name(past: Past, journal: Journal, cluster_id: str, by: str | None) -
 
 def journal_of(settings: Settings, pipeline: str) -> Journal:
     """The pipeline's journal."""
-    return Journal(journal_path(settings.lake, pipeline, settings.reports))
+    return settings.journal_of(pipeline)
 
 
 def _living(past: Past, cluster_id: str) -> dict[str, Any]:

@@ -33,15 +33,15 @@ from nightshift.erasure import (
     words_only_of,
 )
 from nightshift.errors import ConfigError, NightshiftError
-from nightshift.journal import Journal, cleaned, journal_path, login
+from nightshift.journal import LONGEST_REASON, cleaned, login
 from nightshift.pipeline import Pipeline, Settings
+from nightshift.queues import index_folder, remove_indexes
 from nightshift.sources import list_files, read_rows
 from nightshift.tables import SCHEMAS, Lake, rows_of
 from nightshift.tokenizer import Tokenizer
 
 PAGES = (".html", ".svg", ".json", ".txt", ".md", ".csv", ".part")
 """Kept files that can show a text; models are weights, entries of vocabularies and settings."""
-LONGEST_REASON = 500
 
 
 def forget(
@@ -51,14 +51,11 @@ def forget(
 
     Raises: ConfigError for an id that is not known, or a reason that is none; BusyError.
     """
-    said = " ".join(reason.split())
-    if not 1 <= len(said) <= LONGEST_REASON:
-        raise ConfigError(
-            f"--reason: found {len(said)} characters, expected 1 to {LONGEST_REASON}. Say why, "
-            'such as --reason "request of 3 March".'
-        )
-    who = cleaned(by or login(), "by")
+    said, who = cleaned(reason, "--reason", LONGEST_REASON), cleaned(by or login(), "by")
     lake = Lake(settings.lake, pipeline, settings.storage_options())
+    from tasks.tracking import be_brief
+
+    be_brief()
     with alone(settings, pipeline, settings.pipeline(pipeline)):
         finished = finish(settings, pipeline)
         known = forgotten_digests(lake)
@@ -96,6 +93,11 @@ def finish(settings: Settings, pipeline: str) -> dict[str, Any] | None:
     _write(_receipt_path(settings, pipeline, receipt), receipt)
     path.unlink()
     return receipt
+
+
+def is_unfinished(settings: Settings, pipeline: str) -> bool:
+    """Whether a forgetting was begun and not finished."""
+    return _note_path(settings, pipeline).exists()
 
 
 def preview(settings: Settings, pipeline: str, doc_ids: list[str]) -> Iterator[str]:
@@ -141,8 +143,8 @@ def _remove(settings: Settings, lake: Lake, note: dict[str, Any]) -> dict[str, A
         *_pages(settings, note["pipeline"], forgotten),
         *_artifacts(settings, note["pipeline"], forgotten),
     ]
-    journal = Journal(journal_path(settings.lake, note["pipeline"], settings.reports))
-    rows["journal"] = journal.erase(forgotten.doc_ids)
+    remove_indexes(index_folder(settings.lake, note["pipeline"], settings.reports))
+    rows["journal"] = settings.journal_of(note["pipeline"]).erase(forgotten.doc_ids)
     receipt = {
         "pipeline": note["pipeline"],
         "at": note["at"],
@@ -329,7 +331,7 @@ def _still_held(pipeline: Pipeline, documents: list[dict[str, Any]]) -> list[str
     digests = {one["content_digest"] for one in documents}
     ids = {one["doc_id"] for one in documents}
     found: list[str] = []
-    named = {file.uri for file in list_files(pipeline.source)}
+    named = {file.uri for file in list_files(pipeline.source) if not file.problem}
     for uri in sorted(named | {one["source_file"] for one in documents}):
         try:
             held = any(

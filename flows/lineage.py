@@ -7,10 +7,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from flows.champions import night_of_training
 from nightshift.errors import ConfigError, NightError
 from nightshift.pipeline import Settings, masked
+from nightshift.retention import prunings, told
 from nightshift.tables import Lake
 
+KINDS = {"artifacts": "the MLflow run's files", "versions": "these table versions"}
+"""What retention may have removed of the night on which a model was trained."""
 READ_TO_TRAIN = ("documents", "labels", "tokens")
 """Tables that a training reads."""
 
@@ -40,6 +44,7 @@ def lineage(settings: Settings, pipeline: str, doc_id: str) -> dict[str, Any]:
         "prediction": None,
         "model": None,
         "trained": None,
+        "gone": [],
     }
     champion = done[-1]["model_id"]
     of_it = pc.field("model_id") == champion
@@ -47,15 +52,15 @@ def lineage(settings: Settings, pipeline: str, doc_id: str) -> dict[str, Any]:
     said = _newest(lake, done, "predictions", doc_id, columns, of_it) if champion else None
     if said is None:
         return found
-    learned = next(row for row in done if row["model_id"] == champion)
     classified = next(row for row in done if row["night"] == said["night"])
+    learned = night_of_training(lake, done, champion) or classified
     return found | {
         "prediction": said | _runs(settings, classified),
         "model": {
             "model_id": champion,
             "version": done[-1]["registry_version"],
             "tokenizer": learned["figures"]["basis"].get("tokenizer"),
-            "uri": learned["model_uri"],
+            "uri": done[-1]["model_uri"],
         },
         "trained": {
             "night": learned["night"],
@@ -64,7 +69,9 @@ def lineage(settings: Settings, pipeline: str, doc_id: str) -> dict[str, Any]:
             "config": learned["config_digest"],
             **_runs(settings, learned),
         },
-    }
+        "gone": [f"{KINDS[row['kind']]} of night {learned['night']}: {told(row)}"
+                 for row in prunings(lake, of_night=learned["night"]) if row["kind"] in KINDS],
+    }  # fmt: skip
 
 
 def _newest(
@@ -109,4 +116,6 @@ def as_lines(found: dict[str, Any]) -> Iterator[str]:
     tables = ", ".join(f"{name} {version}" for name, version in trained["tables"].items())
     yield f"trained    night {trained['night']}, on table versions: {tables}"
     yield f"           MLflow run {trained['mlflow_run']}, Prefect run {trained['prefect_run']}"
+    for one in found["gone"]:
+        yield f"gone       {one}"
     yield f"code       {trained['code']}, config {trained['config']}"

@@ -40,6 +40,9 @@ class Meters:
         self.abstained = Gauge(
             "nightshift_abstained_share", f"Of the last {RECENT} documents.", registry=one
         )
+        self.waiting = Gauge(
+            "nightshift_waiting_texts", "Texts that wait for their answers.", registry=one
+        )
         self.version = Gauge(
             "nightshift_model_version", "The version that answers; 0 before any.", registry=one
         )

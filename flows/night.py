@@ -5,36 +5,50 @@ files -> ingest -> tokens -> train -> evaluate -> promote -> embed -> cluster ->
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import forgetting
-from flows.locking import alone
-from nightshift.errors import ConfigError
-from nightshift.pipeline import Pipeline, Settings, config_digest, load_settings
+from flows import forgetting, takeover
+from flows.alerts import tell_failed, tell_published
+from flows.environment import keep_private
+from flows.locking import alone, stale
+from nightshift.errors import BusyError, ConfigError, NightshiftError, PassingError
+from nightshift.migrations import migrate
+from nightshift.pipeline import (
+    Pipeline,
+    Settings,
+    changed,
+    config_digest,
+    config_to_keep,
+    load_settings,
+    masked,
+)
+from nightshift.schedule import due
+from nightshift.showing import plain_logs
 from nightshift.tables import Lake, valid_night
 from tasks.cluster import recluster
 from tasks.embed import embed
 from tasks.evaluate import evaluate
 from tasks.ingest import freeze, ingest
+from tasks.keep import keep
 from tasks.promote import promote
 from tasks.publish import follow, publish
 from tasks.report import report
 from tasks.rollback import roll_back
-from tasks.stage import STAGES, Night, Turn, code_version, manifest
+from tasks.stage import STAGES, Asked, Night, Turn, code_version, manifest, patiently
 from tasks.tokens import tokenize
 from tasks.tracking import Tracking, open_run, open_store
 from tasks.train import train
@@ -54,8 +68,8 @@ class Finished:
     """False where it was published before, and nothing was done."""
     report: str
     digest_text: str
-    lake: str
-    mlflow: str
+    lake: str = field(repr=False)
+    mlflow: str = field(repr=False)
     waiting: int | None = None
     """The version of a challenger that waits for a person."""
 
@@ -75,11 +89,36 @@ def work(
     wanted, redo = _named(name), _from(retry_from)
     lake = Lake(settings.lake, pipeline, settings.storage_options())
     row = next((one for one in lake.nights() if one["night"] == wanted), None)
-    if row and row["state"] == "published" and "publish" in lake.stages(wanted):
+    done = row is not None and row["state"] == "published" and "publish" in lake.stages(wanted)
+    if row and done and stale(settings, pipeline) is None:
         _settle(settings, pipeline, lake)
         return _closed(settings, lake, row, redo)
     threading.Thread(target=_warm_up, args=(settings.mlflow,), daemon=True).start()
-    return night(pipeline, wanted, config, retry_from)
+    try:
+        return night(pipeline, wanted, config, retry_from)
+    except (HTTPError, RuntimeError) as error:
+        return _without_prefect(settings, lake, wanted, error)
+
+
+def _without_prefect(settings: Settings, lake: Lake, name: str, error: Exception) -> Finished:
+    """What a night came to whose flow run could not be closed, since Prefect did not answer."""
+    if isinstance(error, RuntimeError) and "reach API" not in str(error):
+        raise error
+    own = error.__context__
+    while own is not None and not isinstance(own, NightshiftError):
+        own = own.__context__
+    if own is not None:
+        raise own
+    said = f"Prefect at {os.environ.get('PREFECT_API_URL', 'its embedded server')} did not answer"
+    row = next((one for one in lake.nights() if one["night"] == name), None)
+    if row is None or row["state"] != "published":
+        raise PassingError(
+            f"{said} ({error or type(error).__name__}). Yesterday stays published; run the night "
+            "again when it does, and it goes on where it was left."
+        ) from error
+    log.warning("night     published, but %s: it shows the run as running until the next start",
+                said)  # fmt: skip
+    return replace(_closed(settings, lake, row, frozenset()), new=True)
 
 
 def _warm_up(mlflow: str) -> None:
@@ -104,29 +143,100 @@ def night(
     night: str | None = None,
     config: str = "pipelines.yaml",
     retry_from: str | None = None,
+    changes: dict[str, Any] | None = None,
+    scheduled: bool = False,
     turn: dict[str, Any] | None = None,
+    asked: dict[str, Any] | None = None,
 ) -> Finished:
     """Work one night of a pipeline.
 
     Args: a pipeline of the config file; the night's name, by default today's local date; a stage
-    from which on everything is done again; a person's decision that this night carries out.
+    from which on everything is done again; keys of the pipeline's config that are other for this
+    night alone; whether the schedule says which nights are due, instead of `night`; a person's
+    decision that this night carries out; a part of a night, or what else is other.
     """
+    speak_up()
+    if scheduled and night is None:
+        return work_due(pipeline, config, changes)
     settings = load_settings(Path(config))
     declared = settings.pipeline(pipeline)
-    name = _named(night)
     redo = _from(retry_from)
     said = Turn.model_validate(turn) if turn else None
-    with alone(settings, pipeline, declared):
+    given = Asked.model_validate({"changes": changes or {}, **(asked or {})})
+    changed(declared, given.changes)
+    run = str(flow_run.get_id() or "")
+    takeover.begin(run)
+    with alone(settings, pipeline, declared, run) as before:
+        takeover.after(before)
         forgetting.finish(settings, pipeline)
         lake = Lake(settings.lake, pipeline, settings.storage_options())
+        for words in migrate(lake):
+            log.info("night     %s", words)
+        of_part = given.part != "night" or given.cause
+        name = asked_name(lake, given) if night is None and of_part else _named(night)
         if said is not None and said.kind == "rollback":
             # Who goes back does not wait for a night that fails: that one follows.
             _make_room(lake)
-            return _work(settings, pipeline, declared, lake, name, redo, said)
+            return _work(settings, pipeline, declared, lake, name, redo, said, given)
         for earlier in _unfinished(lake, name):
             log.info("night     finishing %s first, which was left unfinished", earlier)
             _work(settings, pipeline, declared, lake, earlier, frozenset())
-        return _work(settings, pipeline, declared, lake, name, redo, said)
+        return _work(settings, pipeline, declared, lake, name, redo, said, given)
+
+
+def speak_up() -> None:
+    """Where a worker of Prefect begins, not the command line: files are private, lines are plain,
+    and Prefect hears those of the house, which such a process would drop as too quiet."""
+    keep_private()
+    plain_logs()
+    for name in ("nightshift", "tasks", "flows"):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+
+
+def work_due(pipeline: str, config: str, changes: dict[str, Any] | None = None) -> Finished:
+    """Work the nights that the schedule asks for, as part of the flow run there is.
+
+    Raises: ConfigError without a schedule.
+    """
+    settings = load_settings(Path(config))
+    schedule = settings.pipeline(pipeline).schedule
+    lake = Lake(settings.lake, pipeline, settings.storage_options())
+    rows = lake.nights()
+    worked = {row["night"] for row in rows if row["state"] == "published"}
+    began = min((row["started"] for row in rows), default=None)
+    # Prefect's clock and this machine's may differ by a second, and the slot is by Prefect's.
+    planned = flow_run.get_scheduled_start_time()
+    nights = due(schedule, worked, began, max(datetime.now(UTC), planned.astimezone(UTC)))
+    if not nights:
+        raise ConfigError(
+            f"{pipeline}: no night is due, for `schedule` names none. Add `schedule: {{cron: "
+            "'0 2 * * *'}}` to the pipeline, or name the night: --night NAME."
+        )
+    if len(nights) > 1:
+        log.info("night     %d nights of %s were missed; they are worked in order",
+                 len(nights) - 1, pipeline)  # fmt: skip
+    for one in nights[:-1]:
+        asked = Asked(until=one.at, changes=changes or {}, cause="the schedule, late")
+        night.fn(pipeline, one.name, config, asked=asked.model_dump(mode="json"))
+    return night.fn(pipeline, nights[-1].name, config, changes=changes)
+
+
+def asked_name(lake: Lake, asked: Asked) -> str:
+    """A name for a night of a part, or that something started; one left unfinished is gone on with.
+
+    Call it while no other night runs.
+    """
+    rows = lake.nights()
+    for row in rows:
+        same = (row["figures"].get("asked") or {}) == asked.model_dump(mode="json")
+        if same and row["state"] != "published":
+            return row["night"]
+    taken = {row["night"] for row in rows}
+    name = f"{date.today().isoformat()}-{'extra' if asked.part == 'night' else asked.part}"
+    more = (f"{name}-{count}" for count in range(2, len(taken) + 3))
+    return next(one for one in (name, *more) if one not in taken)
 
 
 def turn_name(lake: Lake, turn: Turn) -> str:
@@ -145,7 +255,26 @@ def _make_room(lake: Lake) -> None:
 
 
 def _run_name(given: dict[str, Any]) -> str:
+    """The name a run begins with; one whose night is not known yet gets another when it is."""
+    if given.get("night") is None and (given.get("scheduled") or given.get("asked")):
+        return str(given["pipeline"])
     return f"{given['pipeline']}-{_named(given.get('night'))}"
+
+
+def tell_run(pipeline: str, name: str) -> None:
+    """Name and tag the flow run by its night; a server that does not answer now costs nothing."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    run = flow_run.get_id()
+    kind = flow_run.get_flow_name()
+    what = name if kind == "night" else f"{kind}-{name}"
+    tags = {*flow_run.get_tags(), pipeline, name}
+    with (
+        suppress(PrefectException, HTTPError, OSError, ValueError),
+        get_client(sync_client=True) as api,
+    ):
+        api.update_flow_run(UUID(str(run)), name=f"{pipeline}-{what}", tags=sorted(tags))
 
 
 def _named(night: str | None) -> str:
@@ -177,18 +306,23 @@ def _work(
     name: str,
     redo: frozenset[str],
     turn: Turn | None = None,
+    asked: Asked = Asked(),  # noqa: B008 - it does not change
 ) -> Finished:
     """One night from where it stands to its publication, or to a failure that is written down."""
     rows = {row["night"]: row for row in lake.nights()}
     previous = lake.published()
-    _settle(settings, pipeline, lake)
+    patiently(lambda: _settle(settings, pipeline, lake))
     row = rows.get(name)
     if row and row["state"] == "published":
         if "publish" not in lake.stages(name):
-            _bury(row["prefect_run"])
+            takeover.bury(row["prefect_run"])
             _note_published(lake, row)
         return _closed(settings, lake, row, redo)
     log.info("night     %s of %s begins", name, pipeline)
+    tell_run(pipeline, name)
+    if row and row["figures"].get("asked"):
+        asked = Asked.model_validate(row["figures"]["asked"])
+    declared = changed(declared, asked.changes)
     tags = {
         "nightshift.night": name,
         "nightshift.pipeline": pipeline,
@@ -200,10 +334,9 @@ def _work(
         tags |= {"prefect.flow_run_url": flow_run.get_flow_run_ui_url() or ""}
     if row and row["state"] == "running":
         # We hold the lock, so whoever wrote that is dead.
-        _bury(row["prefect_run"])
-    tracking = open_run(
-        settings, pipeline, name, row["mlflow_run"] if row else None, tags
-    )  # fmt: skip
+        takeover.bury(row["prefect_run"])
+    known_run = row["mlflow_run"] if row else None
+    tracking = patiently(lambda: open_run(settings, pipeline, name, known_run, tags))
     if row and row["figures"].get("turn"):
         turn = Turn.model_validate(row["figures"]["turn"])
     begun: dict[str, Any] = {
@@ -217,19 +350,29 @@ def _work(
         "mlflow_run": tracking.run_id,
         "prefect_run": prefect_run,
         "process": f"{socket.gethostname()}:{os.getpid()}",
-        "figures": {"turn": turn.model_dump()} if turn else {},
+        "figures": {"turn": turn and turn.model_dump(), "asked": asked.model_dump(mode="json")},
     }
-    lake.write_night(begun)
+    patiently(lambda: lake.write_night(begun))
     # On the flow run from its first minute, even if no report is ever written.
     log.info("night     MLflow: %s", tracking.link())
-    one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo, turn)
+    one = Night(pipeline, declared, settings, name, begun["number"], tracking, previous, redo, turn,
+                asked)  # fmt: skip
     try:
         finished = _rolled_back(one) if turn and turn.kind == "rollback" else _stages(one)
     except BaseException as error:
         _fail(one, begun, error)
         raise
-    tracking.finish("FINISHED")
+    _finish(tracking)
+    _afterwards(one)
     return finished
+
+
+def _finish(tracking: Tracking) -> None:
+    """Close the run of a published night; where MLflow is away, the next start does."""
+    try:
+        patiently(lambda: tracking.finish("FINISHED"))
+    except PassingError as error:
+        log.warning("night     published; its MLflow run is closed by the next start. %s", error)
 
 
 def _next_number(rows: list[dict[str, Any]], turn: Turn | None) -> int:
@@ -251,7 +394,7 @@ def _rolled_back(one: Night) -> Finished:
 
 def _stages(one: Night) -> Finished:
     """The story of a night. Each call is a Prefect task, and skipped where it is done."""
-    one.tracking.params(one.pipeline.model_dump(mode="json", exclude={"webhook"}))
+    one.tracking.params(config_to_keep(one.pipeline))
     files = freeze(one)
     ingested = ingest(one, files)
     tokens = tokenize(one, ingested)
@@ -269,19 +412,6 @@ def _stages(one: Night) -> Finished:
         one.name, True, reported.path, reported.digest_text, one.lake.root, one.settings.mlflow,
         waiting,
     )  # fmt: skip
-
-
-def _bury(prefect_run: str | None) -> None:
-    """Mark the flow run of a killed process as crashed; Prefect would show it running for ever."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectException
-    from prefect.states import Crashed
-
-    with suppress(PrefectException, OSError, ValueError), get_client(sync_client=True) as api:
-        state = api.read_flow_run(UUID(prefect_run)).state
-        if state is not None and state.is_running():
-            words = "its process died; another run finishes the night"
-            api.set_flow_run_state(UUID(prefect_run), Crashed(message=words), force=True)
 
 
 def _settle(settings: Settings, pipeline: str, lake: Lake) -> None:
@@ -318,43 +448,34 @@ def _closed(settings: Settings, lake: Lake, row: dict[str, Any], redo: frozenset
     return Finished(row["night"], False, path, "", lake.root, settings.mlflow)
 
 
+def _afterwards(one: Night) -> None:
+    """What follows a publication, and can fail no night: alerts, and what need not be kept."""
+    for what in (
+        lambda: tell_published(one.pipeline, one.pipeline_name, one.lake),
+        lambda: keep(one) if one.pipeline.keep.declared else None,
+    ):
+        try:
+            what()
+        except Exception as error:
+            log.warning("night     %s is published; after it: %s", one.name, error)
+
+
 def _fail(one: Night, begun: dict[str, Any], error: BaseException) -> None:
     """Write the failure down where people look: the table, MLflow, a webhook."""
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-    words = "interrupted" if stopped else str(error) or type(error).__name__
+    if isinstance(error, BusyError):
+        return  # the night belongs to another, and so do its row and its run
+    # Not a fault: Ctrl-C, or a worker that ends, whose SIGTERM Prefect raises as one of its own.
+    stopped = not isinstance(error, Exception)
+    words = "interrupted" if stopped else masked(str(error)) or type(error).__name__
     # Each on its own: the store that failed the night may refuse this as well.
     with suppress(Exception):
+        row = next(row for row in one.lake.nights() if row["night"] == one.name)
+        if row["state"] == "published":
+            return  # what failed came after; the next start repairs it
         one.lake.write_night(
             {**begun, "state": "failed", "finished": datetime.now(UTC), "error": words}
         )
     with suppress(Exception):
         one.tracking.finish("KILLED" if stopped else "FAILED")
     if not stopped:
-        tell_webhook(one.pipeline, one.pipeline_name, one.name, words)
-
-
-def tell_webhook(pipeline: Pipeline, name: str, night: str, words: str) -> None:
-    """Say that a night failed; a webhook that fails too is only logged."""
-    import urllib.request
-
-    if pipeline.webhook is None:
-        return
-    message = {
-        "text": f"Nightshift: night {night} of {name} failed. {words}",
-        "pipeline": name,
-        "night": night,
-        "state": "failed",
-        "error": words,
-    }
-    url = pipeline.webhook.get_secret_value()
-    try:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("expected an http or https URL")
-        request = urllib.request.Request(
-            url, json.dumps(message).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=10):
-            pass
-    except (OSError, ValueError) as error:
-        # The URL is a secret; it stays out of the log.
-        log.warning("webhook   did not take the message: %s", type(error).__name__)
+        tell_failed(one.pipeline, one.pipeline_name, one.name, words)

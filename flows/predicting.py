@@ -54,8 +54,15 @@ class Chunk:
     """Why a row has no text to ask about, where it has none."""
 
     def as_mappings(self) -> list[dict[str, Any]]:
-        """The rows as mappings."""
-        return self.rows if isinstance(self.rows, list) else self.rows.to_pylist()
+        """The rows as mappings; a date that Python does not know is the number it is stored as."""
+        if isinstance(self.rows, list):
+            return self.rows
+        try:
+            return self.rows.to_pylist()
+        except (ValueError, OverflowError):
+            columns = [[_known(one) for one in column] for column in self.rows.columns]
+            names = self.rows.schema.names
+            return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,13 @@ class Opened:
     rows: int | None
     """How many, where the file says so."""
     chunks: Iterator[Chunk]
+
+
+def _known(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        return getattr(scalar, "value", None)
 
 
 Write = Callable[[Chunk, list[dict[str, Any]]], None]
@@ -105,10 +119,13 @@ def check_places(file: str, out: Path) -> None:
     if out.suffix not in ENDINGS:
         raise ConfigError(f"predict: found --out {out.name}, expected a name in "
                           f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")  # fmt: skip
-    if file != "-" and "://" not in file:
-        if not Path(file).is_file():
+    if out.is_dir():
+        raise ConfigError(f"predict: --out {out} is a folder. Give the name of a file.")
+    path = file.removeprefix("file://")
+    if file != "-" and "://" not in path:
+        if not Path(path).is_file():
             raise ConfigError(f"predict: no file {file}. Give another, or - for standard input.")
-        if out.exists() and out.samefile(file):
+        if out.exists() and out.samefile(path):
             raise ConfigError(f"predict: --out is {file} itself. Give another name.")
 
 
@@ -245,7 +262,7 @@ def _as_csv(part: Path, schema: pa.Schema) -> Iterator[Write]:
 
     with new_csv(part) as stream:
         writer = csv.writer(stream)
-        writer.writerow(schema.names)
+        writer.writerow([cell(name) for name in schema.names])
         yield write
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -154,8 +155,9 @@ def champion(settings: Settings, pipeline: str) -> tuple[int, Bundle]:
     Raises: NightError while the pipeline has none, BundleError where its files are damaged.
     """
     from nightshift.integrity import load_as_made
-    from tasks.tracking import champion_bundle
+    from tasks.tracking import be_brief, champion_bundle
 
+    be_brief()
     found = champion_bundle(settings.mlflow, pipeline)
     if found is None:
         raise NightError(
@@ -223,15 +225,20 @@ def _current(lake: Lake, published: dict[str, Any], table: str, rows: Any) -> An
 
 
 def _write_csv(rows: Any, out: Path | None) -> None:
-    stream = sys.stdout if out is None else new_csv(out)
+    stream = _standard_output() if out is None else new_csv(out)
     try:
         writer = csv.writer(stream)
-        writer.writerow(rows.columns)
+        writer.writerow([cell(name) for name in rows.columns])
         for row in rows.itertuples(index=False):
             writer.writerow([cell(value) for value in row])
     finally:
         if out is not None:
             stream.close()
+
+
+def _standard_output() -> Any:
+    """As it is where a program reads it; a terminal gets its controls spelled out."""
+    return sys.stdout if sys.stdout.isatty() else getattr(sys.stdout, "stream", sys.stdout)
 
 
 def new_csv(out: Path) -> Any:
@@ -241,10 +248,19 @@ def new_csv(out: Path) -> Any:
     return out.open("w", newline="", encoding="utf-8-sig")
 
 
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 def cell(value: Any) -> Any:
-    """A value for CSV; what a spreadsheet would take for a formula gets an apostrophe in front."""
+    """A value for CSV; what a spreadsheet would take for a formula gets an apostrophe in front.
+
+    So does what already has one there, so that taking one away gives back every text. A number,
+    whatever its sign, stays a number.
+    """
     if isinstance(value, str):
-        return "'" + value if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        harmless = not FORMULA.match(value) or NUMBER.fullmatch(value)
+        return value if harmless else "'" + value
     if hasattr(value, "tolist"):
         import json
 

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from flows.environment import apart
 from nightshift.errors import NightshiftError, PassingError, ReplayError
-from nightshift.journal import Journal, journal_path
 from nightshift.machine import machine
 from nightshift.pipeline import Pipeline, Settings, config_to_keep, load_settings
+from nightshift.retention import prunings, told
 from nightshift.sources import file_digest
 from nightshift.tables import SCHEMAS, Digest, Lake, digest_of
 
@@ -50,6 +50,10 @@ def replay(
     lake = Lake(settings.lake, pipeline, settings.storage_options())
     row, earlier = _found(lake, pipeline, night)
     _unless_forgotten(lake, row)
+    from tasks.tracking import be_brief
+
+    be_brief()
+    _unless_pruned(lake, pipeline, row, earlier)
     with _scratch(keep) as folder, apart(folder / ".prefect"):
         config, changed = _declare(settings, pipeline, row, folder)
         there = load_settings(config)
@@ -161,15 +165,50 @@ def _unless_forgotten(lake: Lake, row: dict[str, Any]) -> None:
         )
 
 
+def _unless_pruned(
+    lake: Lake, pipeline: str, row: dict[str, Any], earlier: list[dict[str, Any]]
+) -> None:
+    """A night cannot be worked again without what retention removed of it, or of what it began
+    with: the clusters of the night before, and the model that was champion.
+
+    Raises: ReplayError saying what went, when and why.
+    """
+    before = earlier[-1] if earlier else {"night": None, "registry_version": None}
+    versions = {str(one["registry_version"]) for one in (row, before)}
+    gone = [
+        one
+        for one in prunings(lake)
+        if (one["kind"] == "rows" and one["of_night"] == row["night"])
+        or (one["subject"] == "clusters" and one["of_night"] == before["night"])
+        or (one["kind"] == "model" and one["subject"] in versions)
+    ]
+    if gone:
+        said = "; ".join(f"{_subject(one)} {told(one)}" for one in gone[:4])
+        raise ReplayError(
+            f"replay: night {row['night']} of {pipeline} cannot be worked again. {said}. Later "
+            "nights can be replayed."
+        )
+
+
+def _subject(gone: dict[str, Any]) -> str:
+    if gone["kind"] == "model":
+        return f"Version {gone['subject']} of the registry:"
+    return f"Rows of {gone['subject']}, night {gone['of_night']}:"
+
+
 def _declare(
     settings: Settings, pipeline: str, row: dict[str, Any], folder: Path
 ) -> tuple[Path, list[str]]:
     """Write the night's own config as a pipelines file; and where today's library reads it
     otherwise."""
     config = json.loads(json.dumps(row["manifest"]["config"]))
-    today = settings.pipeline(pipeline).source.paths
-    if config["source"]["paths"] == config_to_keep(settings.pipeline(pipeline))["source"]["paths"]:
-        config["source"]["paths"] = today  # with their passwords
+    today = settings.pipeline(pipeline)
+    kept = config_to_keep(today)
+    # With their passwords, where they are the same but for these.
+    if config["source"]["paths"] == kept["source"]["paths"]:
+        config["source"]["paths"] = today.source.paths
+    if config["model"]["embeddings"] == kept["model"]["embeddings"]:
+        config["model"]["embeddings"] = today.model.embeddings
     whole = {
         "lake": "lake", "mlflow": "sqlite:///mlflow.db", "reports": "reports",
         "pipelines": {pipeline: config},
@@ -244,7 +283,10 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
         return
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise ReplayError(f"--keep: found {keep}, which is not empty. Give a new folder.")
-    keep.mkdir(parents=True, exist_ok=True)
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReplayError(f"--keep: {keep} cannot be made ({error}). Give another.") from error
     yield keep.resolve()
 
 
@@ -267,15 +309,13 @@ def _lay_out(
             f"replay: the tables or the model of the nights before {row['night']} cannot be read. "
             f"{error}"
         ) from error
-    here, copy = (
-        Journal(journal_path(one.lake, pipeline, one.reports)) for one in (settings, there)
-    )
-    here.copy(copy.path)
+    settings.journal_of(pipeline).copy(there.journal_of(pipeline).path)
     gone = lake.read("tombstones", where=pc.field("after") < row["number"])
     beside.replace("tombstones", row["night"], gone.to_batches())
     begun = {key: row[key] for key in ("night", "number", "started")}
+    begun["figures"] = {"asked": row["figures"].get("asked")}
     beside.write_night({**begun, "state": "failed", "error": "not worked yet"})
-    return _bring_in(lake, beside, row)
+    return _bring_in(lake, beside, row, settings.pipeline(pipeline).source.paths)
 
 
 def _copy_night(lake: Lake, beside: Lake, night: str, tables: tuple[str, ...]) -> None:
@@ -300,7 +340,7 @@ def _apart(settings: Settings, row: dict[str, Any], folder: Path, newest: bool) 
     return {**row, "registry_version": None, "figures": figures}
 
 
-def _bring_in(lake: Lake, beside: Lake, row: dict[str, Any]) -> dict[str, str]:
+def _bring_in(lake: Lake, beside: Lake, row: dict[str, Any], paths: list[str]) -> dict[str, str]:
     """The night's frozen files; where one is gone or changed, the rows that it brought."""
     from tasks.stage import GIVEN
 
@@ -309,7 +349,7 @@ def _bring_in(lake: Lake, beside: Lake, row: dict[str, Any]) -> dict[str, str]:
     gone: dict[str, str] = {}
     for file in stages["files"]["outputs"]["files"]:
         try:
-            if file_digest(file["uri"]) != file["digest"]:
+            if file_digest(file["uri"], paths) != file["digest"]:
                 gone[file["uri"]] = "has changed since"
         except (OSError, NightshiftError):
             gone[file["uri"]] = "cannot be read any more"

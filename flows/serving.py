@@ -15,19 +15,18 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from flows.asked import MOST_BYTES, Asked, RefusedError, of_invocation, of_predict, parsed
+from flows.asked import CODES, Asked, RefusedError, of_invocation, of_predict, parsed
+from flows.desk import Champion, Desk, Job
+from flows.door import TOKEN, Door, token_of
 from flows.meters import CONTENT_TYPE, Meters
-from flows.predicting import ANSWERED
 from nightshift.errors import ConfigError, NightshiftError, PassingError
 from nightshift.pipeline import Settings
 
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 256
-"""Texts of waiting requests that are answered in one pass."""
+RETRY_SECONDS = 1
+"""When to come again: about so long the desk takes for a few passes."""
 AGAIN_SECONDS = 60.0
 """A version that could not be loaded is tried again after this."""
 GRACE_SECONDS = 30
@@ -47,14 +46,6 @@ IDLE_SECONDS = 75
 
 
 # --- which model ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Champion:
-    """A loaded bundle and the version it is."""
-
-    version: int
-    bundle: Bundle
 
 
 class Follower:
@@ -69,6 +60,9 @@ class Follower:
 
     def follow(self, every: float, stopped: threading.Event) -> None:
         """Look at the alias every few seconds, until stopped."""
+        from tasks.tracking import be_brief
+
+        be_brief()
         while not stopped.is_set():
             self.look()
             stopped.wait(every)
@@ -134,107 +128,35 @@ class Follower:
         self.problem = problem
 
 
-# --- who answers ----------------------------------------------------------------------------
-
-
-@dataclass
-class Job:
-    """A request's texts, the champion of the moment it came, and where its answers go."""
-
-    champion: Champion
-    asked: Asked
-    rows: Future[list[dict[str, Any]]] = field(default_factory=Future)
-
-    def fits(self, other: Job) -> bool:
-        """Whether one pass can answer both."""
-        return other.champion is self.champion and other.asked.vectors == self.asked.vectors
-
-
-class Desk:
-    """One thread answers, and takes all that came meanwhile into its next pass.
-
-    Torch uses the cores within a pass: passes beside one another only wait for each other.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def ask(self, job: Job) -> Future[list[dict[str, Any]]]:
-        """Put a request behind those that wait."""
-        with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
-        return job.rows
-
-    def close(self) -> None:
-        """Let the thread end when nothing waits."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def work(self) -> None:
-        """Answer until closed."""
-        while jobs := self._take():
-            jobs = [job for job in jobs if job.rows.set_running_or_notify_cancel()]
-            try:
-                _answer(jobs)
-            except Exception:
-                # One text must not cost the others their answers.
-                for job in jobs:
-                    try:
-                        _answer([job])
-                    except Exception as error:
-                        job.rows.set_exception(error)
-
-    def _take(self) -> list[Job]:
-        """The oldest request and those behind it that fit into its pass; none when closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            jobs: list[Job] = []
-            texts = 0
-            while self._waiting and (not jobs or jobs[0].fits(self._waiting[0])):
-                texts += len(self._waiting[0].asked.texts)
-                if jobs and texts > TOGETHER:
-                    break
-                jobs.append(self._waiting.popleft())
-            return jobs
-
-
-def _answer(jobs: list[Job]) -> None:
-    """Answer requests of one champion in one pass."""
-    if not jobs:
-        return
-    texts = [text for job in jobs for text in job.asked.texts]
-    top = max(job.asked.top for job in jobs)
-    rows = iter(jobs[0].champion.bundle.answer(texts, top, jobs[0].asked.vectors))
-    answers = [[_row(next(rows), job.asked) for _ in job.asked.texts] for job in jobs]
-    for job, answer in zip(jobs, answers, strict=True):
-        job.rows.set_result(answer)
-
-
-def _row(answer: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """All keys, whatever the model and the text; as many labels as this request wants."""
-    row = {**ANSWERED, **({"vector": None} if asked.vectors else {}), **answer}
-    return {**row, "top": row["top"][: asked.top]} if row["top"] else row
-
-
 # --- HTTP -----------------------------------------------------------------------------------
 
 
-def build_app(follower: Follower, desk: Desk, meters: Meters) -> FastAPI:
-    """The endpoints; threads that follow and answer are the caller's."""
+def build_app(follower: Follower, desk: Desk, meters: Meters, token: str | None = None) -> FastAPI:
+    """The endpoints; threads that follow and answer are the caller's.
+
+    Args: `token`, which all but /health and /ready ask for where there is one.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    door = Door(token)
+    meters.waiting.set_function(lambda: desk.texts)
 
     async def reply(
         request: Request, read: Callable[[dict[str, Any]], Asked], key: str
     ) -> Response:
         started = time.perf_counter()
-        response = await _reply(follower, desk, meters, request, read, key)
+        response = await _reply(follower, desk, meters, door, request, read, key)
         meters.seconds.labels(request.url.path).observe(time.perf_counter() - started)
         meters.requests.labels(request.url.path, response.status_code).inc()
         return response
+
+    def told(request: Request) -> Response | None:
+        """What is said to who lacks the token; None to all others."""
+        try:
+            door.check(request)
+        except RefusedError as refused:
+            meters.requests.labels(request.url.path, refused.status).inc()
+            return _refusal(refused)
+        return None
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
@@ -249,17 +171,21 @@ def build_app(follower: Follower, desk: Desk, meters: Meters) -> FastAPI:
         return _json({"status": "alive"})
 
     @app.get("/ready")
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         there = _where(follower)
+        if not door.knows(request):
+            # A probe has no token, and names no store.
+            there = {"ready": there["ready"]}
         return _json(there, 200 if there["ready"] else 503)
 
     @app.get("/version")
-    async def version() -> Response:
-        return _json({"model_version": _where(follower)["model_version"]})
+    async def version(request: Request) -> Response:
+        found = _json({"model_version": _where(follower)["model_version"]})
+        return told(request) or found
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(meters.page(), media_type=CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        return told(request) or Response(meters.page(), media_type=CONTENT_TYPE)
 
     return app
 
@@ -268,21 +194,30 @@ async def _reply(
     follower: Follower,
     desk: Desk,
     meters: Meters,
+    door: Door,
     request: Request,
     read: Callable[[dict[str, Any]], Asked],
     key: str,
 ) -> Response:
     try:
-        asked = read(parsed(await _body(request)))
+        door.check(request)
+        async with door.body(request) as body:
+            asked, champion = read(parsed(body)), follower.current
+            if champion is not None:
+                return await _answered(desk, meters, champion, asked, key)
     except RefusedError as refused:
-        return _json(refused.as_json(), refused.status)
-    champion = follower.current
-    if champion is None:
-        return _json(
-            {"error_code": "TEMPORARILY_UNAVAILABLE", "message": str(follower.problem)}, 503
-        )
+        return _refusal(refused)
+    words = {"error_code": CODES[503], "message": str(follower.problem)}
+    return _json(words, 503, {"Retry-After": str(RETRY_SECONDS)})
+
+
+async def _answered(
+    desk: Desk, meters: Meters, champion: Champion, asked: Asked, key: str
+) -> Response:
     try:
         rows = await asyncio.wrap_future(desk.ask(Job(champion, asked)))
+    except RefusedError:
+        raise
     except Exception:
         log.exception("serve     version %d could not answer", champion.version)
         words = f"version {champion.version} could not answer; the server's log says why."
@@ -300,39 +235,33 @@ def _where(follower: Follower) -> dict[str, Any]:
     }
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body. Raises: RefusedError where it is too long."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        # What is too long is read, not kept: a client that still writes would not see the answer.
-        if size <= MOST_BYTES:
-            parts.append(part)
-        elif size > 16 * MOST_BYTES:
-            break
-    if size > MOST_BYTES:
-        expected = f"at most {MOST_BYTES} bytes in one request"
-        raise RefusedError("body", f"{size} bytes", expected, 413)
-    return b"".join(parts)
+def _refusal(refused: RefusedError) -> Response:
+    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}
+    return _json(refused.as_json(), refused.status, more.get(refused.status))
 
 
-def _json(found: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(found), status, media_type="application/json")
+def _json(
+    found: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(json.dumps(found), status, headers, "application/json")
 
 
 # --- the process ----------------------------------------------------------------------------
 
 
-def serve(settings: Settings, pipeline: str, host: str, port: int, every: float) -> None:
+def serve(
+    settings: Settings,
+    pipeline: str,
+    host: str,
+    port: int,
+    every: float,
+    token_file: Path | None = None,
+) -> None:
     """Answer until the process is told to stop; requests that are being answered finish.
 
-    Raises: ConfigError for an address that cannot be listened on.
+    Raises: ConfigError for an address that cannot be listened on, or a token that is none.
     """
-    # A registry that is away is asked again at the next look: MLflow's own patience is minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    listening = listen(host, port)
+    token, listening = token_of(token_file), listen(host, port)
     meters, desk, stopped = Meters(), Desk(), threading.Event()
     follower = Follower(settings, pipeline, meters)
     threads = [
@@ -341,11 +270,17 @@ def serve(settings: Settings, pipeline: str, host: str, port: int, every: float)
     ]
     for thread in threads:
         thread.start()
-    log.info("serve     %s at http://%s:%d", pipeline, host, listening.getsockname()[1])
+    address, number = listening.getsockname()[:2]
+    log.info("serve     %s at http://%s:%d", pipeline, host, number)
+    if token is None and not ip_address(address.partition("%")[0]).is_loopback:
+        log.warning(
+            "serve     whoever reaches %s may ask, since no token is asked for: give one with "
+            "--token-file or %s", address, TOKEN,
+        )  # fmt: skip
     # Uvicorn finishes what it has begun, and then raises the signal again for whoever was here.
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: None)
-    server(build_app(follower, desk, meters)).run(sockets=[listening])
+    server(build_app(follower, desk, meters, token)).run(sockets=[listening])
     stopped.set()
     desk.close()
     threads[0].join(GRACE_SECONDS)

@@ -1,0 +1,181 @@
+"""What a killed night leaves open in Prefect, and on this machine: runs that look alive, a server.
+
+Each run says which process works it. Where that process is gone, the run has crashed, and whoever
+comes next writes it down; Prefect itself would show it running for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from nightshift.leases import Entry
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+log = logging.getLogger(__name__)
+
+NIGHTS = ["night"]
+"""Flows that work nights; their parts are called by other names, and end with them."""
+LABEL = "nightshift.process"
+WORDS = "its process died; another run finishes the night"
+AGAIN_SECONDS = (0.0, 1.0, 3.0)
+SERVER = "prefect.server.api.server:create_app"
+
+
+def begin(run: str) -> None:
+    """Say on a flow run which process works it, and bury those whose process is dead.
+
+    Prefect may be away: whoever comes next does it then.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
+    open_ones: list[FlowRun] = []
+
+    def look() -> None:
+        with get_client(sync_client=True) as api:
+            api.update_flow_run_labels(UUID(run), {LABEL: _this()})
+            open_ones[:] = api.read_flow_runs(flow_run_filter=running)
+
+    _asked(look)
+    for one in open_ones:
+        if str(one.id) != run and _is_dead(str(one.labels.get(LABEL, ""))):
+            bury(str(one.id))
+    if not os.environ.get("PREFECT_API_URL"):
+        reap_servers()
+
+
+def after(before: Entry | None) -> None:
+    """Bury the flow run of whoever held the lease before, if it was taken over."""
+    if before is not None:
+        log.info("night     taking over from %s, which is gone", before.holder)
+        bury(before.run)
+
+
+def bury(run: str | None) -> None:
+    """Mark the flow run of a killed process, and its open tasks, as crashed."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+    from prefect.runtime import flow_run
+    from prefect.states import Crashed
+
+    if not run or run == str(flow_run.get_id()):
+        return  # none, or the same run, given to another worker
+
+    def close() -> None:
+        with get_client(sync_client=True) as api:
+            number = UUID(run)
+            state = api.read_flow_run(number).state
+            if state is not None and not state.is_final():
+                api.set_flow_run_state(number, Crashed(message=WORDS), force=True)
+            tasks = api.read_task_runs(
+                flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [number]}}),
+                task_run_filter=TaskRunFilter.model_validate(
+                    {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
+                ),
+            )
+            for one in tasks:
+                api.set_task_run_state(one.id, Crashed(message=WORDS), force=True)
+
+    _asked(close)
+
+
+def _asked(doing: Callable[[], None]) -> None:
+    """Ask Prefect, and again where it fails: after its database was away it answers 500 for a
+    while. In the end whoever comes next asks."""
+    from httpx import HTTPError
+    from prefect.exceptions import PrefectException
+
+    for pause in AGAIN_SECONDS:
+        time.sleep(pause)
+        with suppress(PrefectException, HTTPError, OSError, ValueError):
+            doing()
+            return
+
+
+def left_running(pipeline: str) -> list[tuple[str, str]]:
+    """Ids and names of flow runs of a pipeline's nights that Prefect shows as running.
+
+    Whoever asks knows that no night runs.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+
+    wanted = {"state": {"type": {"any_": ["RUNNING"]}}}
+    with get_client(sync_client=True) as api:
+        runs = api.read_flow_runs(
+            flow_filter=FlowFilter.model_validate({"name": {"any_": NIGHTS}}),
+            flow_run_filter=FlowRunFilter.model_validate(wanted),
+        )
+    of_it = [run for run in runs if run.parameters.get("pipeline") == pipeline]
+    return [(str(run.id), run.name) for run in of_it]
+
+
+def reap_servers() -> None:
+    """End embedded Prefect servers of this folder whose night was killed: 200 MB each."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.uids().real != os.getuid() or SERVER not in process.cmdline():
+                continue
+            ours = process.environ().get("PREFECT_HOME") == os.environ.get("PREFECT_HOME")
+            # The embedded kind alone: a server that somebody started has no such variable.
+            embedded = "PREFECT__SERVER_EPHEMERAL" in process.environ()
+            if ours and embedded and _orphaned(process.ppid()):
+                log.info("night     ending the Prefect server that a killed night left")
+                process.terminate()
+
+
+def _orphaned(parent: int) -> bool:
+    """Whether a process was handed to init, or to whatever stands in for it."""
+    import psutil
+
+    if parent <= 1:
+        return True
+    with suppress(psutil.Error):
+        return "python" not in " ".join(psutil.Process(parent).cmdline()).lower()
+    return True
+
+
+def _this() -> str:
+    return f"{_machine()}@{os.getpid()}:{_started(os.getpid())}"
+
+
+def _is_dead(label: str) -> bool:
+    """Whether a process of this machine is gone; of another machine's nothing is known."""
+    machine, _, rest = label.rpartition("@")
+    pid, _, started = rest.partition(":")
+    return machine == _machine() and pid.isdigit() and _started(int(pid)) != started
+
+
+@cache
+def _machine() -> str:
+    """This boot of this machine, and whose numbers of processes these are."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    import uuid
+
+    return f"{uuid.getnode():x}"
+
+
+def _started(pid: int) -> str:
+    """When a process began, since numbers are used again; empty when it is gone."""
+    import psutil
+
+    with suppress(psutil.Error):
+        found = psutil.Process(pid)
+        if found.status() != psutil.STATUS_ZOMBIE:
+            return f"{found.create_time():.2f}"
+    return ""
