@@ -11,6 +11,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ SMALL = {
     "model": {"hidden": 16, "embedding": 16, "vector": 16},
     "train": {"epochs": 6, "learning_rate": 0.02, "batch_tokens": 512},
     "clusters": {"k_max": 6},
-    "report": {"map_points": 60},
+    "report": {"map_points": 60, "explained": 1},
 }
 
 
@@ -63,6 +64,15 @@ def rows(
     return [
         {"text": text, "label": topic} for topic in topics for text in texts(topic, count, seed)
     ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: one that began last would keep the others waiting."""
+    weight = Counter[Path]()
+    for one in items:
+        if one.get_closest_marker("slow"):
+            weight[one.path] += 10 if one.get_closest_marker("timeout") else 1
+    items.sort(key=lambda one: -weight[one.path])
 
 
 @dataclass

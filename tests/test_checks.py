@@ -44,11 +44,12 @@ CHECKS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def worked(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """A night whose challenger fails a must, and a second one that asks for less."""
+    """A night whose challenger fails a must, one with nothing new, and one that asks for less."""
     house = House(tmp_path_factory.mktemp("checked"))
     house.declare(checks=CHECKS)
     house.drop("one.jsonl", rows(70))
     house.work("n1")
+    house.work("again")
     less = {**CHECKS, "invariances": CHECKS["invariances"][:1]}
     house.declare(checks=less)
     house.work("n2")
@@ -67,10 +68,19 @@ def test_a_first_model_that_fails_a_must_is_not_promoted(worked: House) -> None:
     assert "fails 1 of the checks that it must pass" in page
 
 
+def test_a_refused_model_is_not_trained_again_until_something_changed(worked: House) -> None:
+    first, again, third = worked.status()
+    assert (again["state"], again["trained"], again["model_id"]) == ("published", False, None)
+    assert "neither labels, config nor code have changed" in again["outcome"]
+    assert (first["trained"], third["trained"]) == (True, True)
+    told = worked.lake.stages("n2")["train"]["outputs"]["reason"]
+    assert told == "the checks changed since a classifier was refused"
+
+
 def test_a_model_that_passes_every_must_becomes_champion_although_a_should_fails(
     worked: House,
 ) -> None:
-    second = worked.status()[1]
+    second = worked.status()[2]
     assert second["promoted"]
     assert second["outcome"] == "the first classifier becomes champion"
     assert "The new champion fails 3 of 5 checks." in Path(second["report"]).read_text()

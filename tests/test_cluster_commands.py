@@ -23,7 +23,7 @@ import typer
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from flows import cli
+from flows import cli, terminal
 from flows.clusters import as_lines, as_passport, sparkline
 from nightshift.identity import UNASSIGNED
 from nightshift.journal import Journal
@@ -121,7 +121,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
 
     def called(command: str, *arguments: str) -> tuple[int, str, str]:
         def main() -> None:
-            with cli._spoken_errors():
+            with terminal.spoken_errors():
                 cli.app([command, "questions", *arguments, "--config", str(config)])
 
         wrapped = typer.Typer()

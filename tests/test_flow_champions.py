@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from flows.champions import as_lines, champion_at, promote, roll_back
+from flows.lineage import lineage
 from nightshift.errors import ConfigError, NightError, PassingError
 from nightshift.pipeline import load_settings
 from tasks.tracking import champion_bundle
@@ -59,7 +60,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> House:
     another(house, "always", seed=5, when="never")
     house.work("n3")
     another(house, "manual", seed=9)
-    house.waiting = house.work("n4")  # pyright: ignore[reportAttributeAccessIssue]
+    house.work("n4")
     return house
 
 
@@ -125,12 +126,29 @@ def test_the_ledger_answers_for_three_dates(story: House) -> None:
 def test_before_the_first_night_there_was_no_champion(story: House) -> None:
     with pytest.raises(NightError, match="its first came at"):
         asked(story, datetime(2001, 1, 1, tzinfo=UTC))
-    with pytest.raises(ConfigError, match="expected a date such as"):
-        champion_at(load_settings(story.config), story.name, "last tuesday")
+    settings = load_settings(story.config)
+    for words in ("last tuesday", "", "2026-02-30", "9999-12-31", "0001-01-01T00:00"):
+        with pytest.raises(ConfigError, match="expected a date such as"):
+            champion_at(settings, story.name, words)
+
+
+def test_a_date_is_its_end_and_a_moment_may_name_its_zone(story: House) -> None:
+    settings, first = load_settings(story.config), night(story, "n1")
+    today = first["finished"].astimezone().date()
+    ends = [champion_at(settings, story.name, form)["at"]
+            for form in (today.isoformat(), today.strftime("%Y%m%d"))]  # fmt: skip
+    midnight = datetime.combine(today + timedelta(days=1), datetime.min.time()).astimezone()
+    assert ends == [midnight.isoformat()] * 2
+    after = (first["finished"] + timedelta(milliseconds=1)).astimezone(UTC)
+    for zone in (UTC, timezone(timedelta(hours=8)), timezone(-timedelta(hours=9, minutes=30))):
+        found = asked(story, after.astimezone(zone))
+        assert found["version"] == first["registry_version"]
+    assert champion_at(settings, story.name, f"{after:%Y-%m-%dT%H:%M:%S.%fZ}")["night"] == "n1"
 
 
 def test_a_challenger_waits_for_a_person_who_makes_it_champion(story: House) -> None:
-    fourth, waiting = night(story, "n4"), story.waiting.waiting  # pyright: ignore[reportAttributeAccessIssue]
+    fourth = night(story, "n4")
+    waiting = fourth["figures"]["challenger_version"]
     assert fourth["model_id"] == night(story, "n1")["model_id"]
     assert aliases(story)["challenger"] == waiting
     assert tags(story, waiting)["nightshift.decision"] == "waiting"
@@ -149,20 +167,31 @@ def test_a_challenger_waits_for_a_person_who_makes_it_champion(story: House) -> 
     assert "the labels read better" in found["decision"]["reason"]
     assert found["decision"]["rows"] > 0
     assert found["trained"]["night"] == "n4"
+    doc_id = story.table("documents")[0]["doc_id"]
+    told = lineage(load_settings(story.config), story.name, doc_id)
+    assert told["prediction"]["night"] == last["night"]
+    assert (told["trained"]["night"], told["trained"]["mlflow_run"]) == ("n4", fourth["mlflow_run"])
+    assert told["trained"]["tables"]["documents"] == fourth["versions"]["documents"]
     with pytest.raises(ConfigError, match="is champion already"):
         promote(story.name, waiting, "again", "ben", str(story.config))
 
 
 def test_versions_that_cannot_become_champion_change_nothing(story: House) -> None:
-    before = aliases(story)
-    for version, words in ((999, "no version 999"),):
-        with pytest.raises(ConfigError, match=words):
+    before, nights = aliases(story), len(story.lake.nights())
+    for version in (999, 0, -1, 10**30):
+        with pytest.raises(ConfigError, match=f"no version {version}"):
             promote(story.name, version, "why", None, str(story.config))
+    for reason in ("", " \n ", "x" * 501):
+        with pytest.raises(ConfigError, match="--reason: found"):
+            promote(story.name, before["challenger"], reason, "ben", str(story.config))
+        with pytest.raises(ConfigError, match="--reason: found"):
+            roll_back(story.name, None, reason, "ben", str(story.config))
     with pytest.raises(ConfigError, match="was never champion; found"):
         roll_back(story.name, 999, "why", None, str(story.config))
     with pytest.raises(ConfigError, match="is champion"):
         roll_back(story.name, before["champion"], "why", None, str(story.config))
     assert aliases(story) == before
+    assert len(story.lake.nights()) == nights
 
 
 def test_a_damaged_version_is_not_gone_back_to(story: House) -> None:

@@ -296,7 +296,7 @@ def test_an_unknown_id_or_no_reason_changes_nothing(house: House) -> None:
     versions = [house.lake.version(table) for table in SCHEMAS]
     with pytest.raises(ConfigError, match="has no document nobody"):
         forget(settings, house.name, [ID, "nobody"], "asked for")
-    with pytest.raises(ConfigError, match="--reason: found 0 characters"):
+    with pytest.raises(ConfigError, match="--reason: found nothing"):
         forget(settings, house.name, [ID], " ")
     assert [house.lake.version(table) for table in SCHEMAS] == versions
 
@@ -309,6 +309,15 @@ def test_the_command_asks_first(house: House, monkeypatch: pytest.MonkeyPatch) -
     assert "to forget: 1, of n2" in done.stderr
     assert "nothing was changed" in done.stderr
     assert house.lake.version("tombstones") is None
+
+
+def test_an_id_that_is_no_text_is_not_known(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for words in (["forget", house.name, "\udcff", "--reason", "x", "--yes"],
+                  ["lineage", house.name, "\udcff"]):  # fmt: skip
+        done = CliRunner().invoke(cli.app, [*words, "--config", str(house.config)])
+        assert isinstance(done.exception, ConfigError)
+        assert "has no document" in str(done.exception)
 
 
 def test_the_journal_loses_every_word_about_it(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def everything(house: House) -> dict[str, str]:
 
 def test_every_table_of_the_lake_is_compared() -> None:
     compared = {table for tables in TABLES.values() for table in tables}
-    assert compared == SCHEMAS.keys() - {"nights", "stages", "tombstones"}
+    assert compared == SCHEMAS.keys() - {"nights", "stages", "tombstones", "prunings"}
 
 
 def test_a_night_keeps_its_config_code_and_machine_without_secrets(worked: House) -> None:
@@ -199,6 +199,19 @@ def test_lineage_leads_from_a_prediction_to_the_rows_it_was_learned_from(worked:
     tokenizer = worked.table("tokenizers")[0]["digest"]
     assert told["model"]["tokenizer"] == tokenizer
     assert any(tokenizer in line for line in as_told(told))
+
+
+def test_a_model_leads_to_the_table_versions_it_was_learned_from(worked: House) -> None:
+    import mlflow
+
+    third = worked.lake.published()
+    client = mlflow.MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db")
+    read = client.get_run(third["mlflow_run"]).inputs.dataset_inputs
+    found = {one.dataset.name: json.loads(one.dataset.source) for one in read}
+    assert found.keys() == {"documents", "labels", "tokens"}
+    for name, source in found.items():
+        assert source["delta_table_version"] == third["versions"][name]
+        assert source["path"] == f"{worked.folder}/lake/{worked.name}/{name}"
 
 
 def test_lineage_of_an_unknown_document_says_where_ids_are(worked: House) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import pickletools
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from nightshift.bundle import Bundle
 from nightshift.errors import BundleError, ConfigError, PassingError
 from nightshift.integrity import load_as_made, note_files, verify
 from nightshift.pipeline import load_settings
+from nightshift.tokenizer import Tokenizer, TokenizerConfig
+from tasks.publish import requirements
 from tasks.tracking import (
     CHAMPION,
     Registry,
@@ -34,17 +38,16 @@ from tasks.tracking import (
 )
 
 STORE = f"sqlite:///{SCRATCH}/mlflow.db"
-REQUIRED = ["mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch"]
 
 
-def registered(house: House, *labels: str, line: str = "") -> int:
+def registered(house: House, *labels: str, line: str = "", **options: Any) -> int:
     """A version of the pipeline whose answers carry these labels.
 
     Args: `line` is added to its code, as another version of Nightshift would have it.
     """
     settings = load_settings(house.config)
     tracking = open_run(settings, house.name, "n1", None, {})
-    made = model(labels=list(labels)) if labels else model("vectors")
+    made = model(labels=list(labels), **options) if labels else model("vectors")
     with scratch() as folder:
         made.save(Path(folder) / "model")
         bundle = Path(folder) / "bundle"
@@ -54,8 +57,9 @@ def registered(house: House, *labels: str, line: str = "") -> int:
                 code.write(line)
             digest = note_files(bundle)
         return Registry(STORE).register(
-            tracking.run_id, house.name, bundle, digest, {"nightshift.model_id": "m"}, REQUIRED
-        )
+            tracking.run_id, house.name, bundle, digest, {"nightshift.model_id": "m"},
+            requirements(made),
+        )  # fmt: skip
 
 
 def crown(house: House, version: int) -> None:
@@ -235,6 +239,58 @@ def test_two_versions_of_the_code_answer_side_by_side(house: House) -> None:
     first, second = (load_as_made(folder) for folder in folders)
     assert second.answer(["x"])[0]["label"] == "new"
     assert first.answer(["x"])[0]["label"].startswith("one-")
+
+
+# Loads versions in one process, where no package is but what they name and what these need.
+FRESH = """
+import importlib.util, json, sys
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+models = [mlflow.pyfunc.load_model(uri) for uri in sys.argv[2:]]
+frame = pandas.DataFrame({"text": ["the cat sat on the mat", "北京清华大学", ""]})
+said = [one.predict(frame, params={"top_k": 1})[["label", "error"]].values.tolist() for one in
+        (*models, *models)]
+ours = ("nightshift", "tasks", "flows", "prefect", "deltalake")
+there = [one for one in ours if importlib.util.find_spec(one)]
+print(json.dumps({"said": said, "there": there}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_versions_answer_in_a_fresh_environment_of_what_they_name_alone(
+    house: House, tmp_path: Path
+) -> None:
+    words = Tokenizer.learn(TEXTS, TokenizerConfig(unit="word", vocabulary=80, min_count=1))
+    line = (
+        "\n_own = Bundle.answer\nBundle.answer = lambda *given, **named: [{**one, 'label': "
+        "(one.get('label') or '').upper()} for one in _own(*given, **named)]\n"
+    )
+    other = registered(house, "two-a", "two-b", "two-c", line=line, tokenizer=words)
+    uris = [f"models:/{house.name}/{number}" for number in (1, other)]
+    mlflow.set_tracking_uri(STORE)
+    named = [Path(mlflow.pyfunc.get_model_dependencies(one)).read_text().split() for one in uris]
+    # What its config uses, and nothing else, is the difference.
+    assert [one.partition("==")[0] for one in named[1] if one not in named[0]] == ["jieba"]
+    assert all("==" in one for one in named[1])
+    venv.create(tmp_path / "fresh", with_pip=True)
+    python = tmp_path / "fresh" / "bin" / "python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for words_of_call in (
+        ["-m", "pip", "install", "--quiet", "--no-compile", *named[1]],
+        ["-c", FRESH, STORE, *uris],
+    ):
+        done = subprocess.run(
+            [python, *words_of_call], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["there"] == []
+    first, second, *again = found["said"]
+    assert again == [first, second]
+    assert [row[0][:4] if row[0] else None for row in first] == ["one-", "one-", None]
+    assert [row[0][:4] if row[0] else None for row in second] == ["TWO-", "TWO-", None]
+    assert [row[1] for row in first] == [None, None, "no_text"]
 
 
 ALONE = """

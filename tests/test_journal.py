@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nightshift import journal as module
+from nightshift import journal_stores as module
 from nightshift.errors import ConfigError, PassingError
 from nightshift.journal import Journal, cleaned, journal_path
 
@@ -227,8 +227,8 @@ def test_a_journal_of_an_older_version_gets_the_tables_it_lacks(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal.say_name("c-0001", "Cards", by="anna")
-    later = "create table labels (number integer primary key autoincrement, doc_id text) strict"
-    monkeypatch.setitem(module.TABLES, "labels", later)
+    later = "create table opinions (number integer primary key autoincrement, doc_id text) strict"
+    monkeypatch.setitem(module.TABLES, "opinions", later)
     assert journal.names()["c-0001"].name == "Cards"
     with sqlite3.connect(journal.path) as opened:
-        assert opened.execute("select count(*) from labels").fetchone() == (0,)
+        assert opened.execute("select count(*) from opinions").fetchone() == (0,)

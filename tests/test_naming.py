@@ -16,6 +16,7 @@ from nightshift.errors import ConfigError
 from nightshift.naming import (
     LONGEST,
     NAME,
+    NAMERS,
     PATIENCE,
     Described,
     NamingConfig,
@@ -296,6 +297,7 @@ def namer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], st
     def write(source: str) -> str:
         name = f"own_naming_{tmp_path.name}_{next(written)}"
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.setenv(NAMERS, f"json,{name},{name}x")
         return name
 
     return write

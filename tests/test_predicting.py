@@ -18,7 +18,7 @@ import pytest
 from test_bundle import CLUSTERS, TEXTS, model, saved
 from test_integrity import crown, registered
 
-from flows.predicting import ADDED, ANSWERED, CHUNK, score_file
+from flows.predicting import ADDED, ANSWERED, CHUNK, check_places, score_file
 from nightshift.bundle import Bundle
 from nightshift.errors import ConfigError, SourceError
 from nightshift.sources import SourceConfig
@@ -198,11 +198,15 @@ def test_a_file_that_breaks_off_leaves_what_was_there_before(tmp_path: Path) -> 
 
 def test_places_that_cannot_be_are_told_before_anything_is_done(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\na\n")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match="itself"):
+        check_places(f"file://{tmp_path}/in.csv", tmp_path / "in.csv")
     for file, out, words in [
         ("in.csv", "out.xlsx", "expected a name in"),
         ("in.csv", "in.csv", "is .*itself"),
         ("none.csv", "out.csv", "no file"),
         ("in.csv", "in.csv/out.csv", "cannot be written"),
+        ("in.csv", "folder.csv", "is a folder"),
     ]:
         with pytest.raises(ConfigError, match=words):
             score(tmp_path / file, tmp_path / out)

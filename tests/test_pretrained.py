@@ -438,7 +438,7 @@ print(json.dumps(bundle.answer(texts)))
 
 
 @pytest.mark.slow
-def test_a_bundle_answers_where_only_its_requirements_are(learned: Learned, tmp_path: Path) -> None:
+def test_a_bundle_answers_where_only_itsrequirements_are(learned: Learned, tmp_path: Path) -> None:
     learned.model.save(tmp_path / "model")
     Bundle(learned.model, None).save(tmp_path / "bundle", tmp_path / "model")
     written = ["the oven and butter", "tide and wind"]
@@ -589,7 +589,7 @@ def test_a_night_is_worked_and_answered_with_a_pretrained_encoder(
     house: House, folder: Path
 ) -> None:
     from flows.reading import predictions
-    from tasks.publish import _requirements
+    from tasks.publish import requirements
 
     shutil.copytree(folder, house.folder / "encoder")
     house.declare(
@@ -618,4 +618,4 @@ def test_a_night_is_worked_and_answered_with_a_pretrained_encoder(
     from tasks.tracking import Tracking
 
     model = Model.load(Tracking(settings.mlflow, "").fetch(uri))
-    assert f"transformers=={transformers.__version__}" in _requirements(model)
+    assert f"transformers=={transformers.__version__}" in requirements(model)

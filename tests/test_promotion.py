@@ -41,6 +41,16 @@ def test_a_better_challenger_has_an_interval_above_nothing() -> None:
     assert (other_low, other_high) == (pytest.approx(-high), pytest.approx(-low))
 
 
+def test_the_interval_of_four_rows_is_worked_by_hand() -> None:
+    # Three of four rows are won. A resample draws four, each a win by 3/4: none are with 1/256,
+    # at most one with 13/256, all four with 81/256. So a fortieth is cut off at one, and at four.
+    truth, champion = ["a"] * 4, ["a", "b", "b", "b"]
+    found = paired_interval(truth, champion, truth, "accuracy", 20_000)
+    assert found == (0.25, 1, 0.25, 1)
+    # One of two: no win in a quarter of the resamples, two in another.
+    assert paired_interval(["a"] * 2, ["a", "b"], ["a"] * 2, "accuracy", 1000) == (0.5, 1, 0, 1)
+
+
 def test_the_interval_repeats_with_its_seed() -> None:
     champion = ["b" if row < 20 else label for row, label in enumerate(ROWS)]
     one, two = (paired_interval(ROWS, champion, ROWS, "macro_f1", 100, seed=7) for _ in range(2))

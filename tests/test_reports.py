@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from nightshift.exhibits import accuracy_margin, comparison, safe_link, slice_rows
 from nightshift.pictures import (
     GREY,
     PALETTE,
@@ -24,19 +28,13 @@ from nightshift.pictures import (
     stage_bar,
 )
 from nightshift.plots import curves_picture, reliability_picture
-from nightshift.reports import (
-    NightReport,
-    ReportConfig,
-    Scores,
-    accuracy_margin,
+from nightshift.reports import SCRIPT, NightReport, ReportConfig, render
+from nightshift.scoring import Scores
+from nightshift.sentences import (
     against_linear,
     against_yesterday,
-    comparison,
     digest_text,
     leakage,
-    render,
-    safe_link,
-    slice_rows,
     verdict,
 )
 
@@ -125,31 +123,62 @@ def empty_night(**changes: Any) -> NightReport:
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements with their attributes, and all text."""
+    """What a browser would find: elements with their attributes, and all English text."""
 
     def __init__(self, html: str):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self._style = False
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self._inside = ""
+        self._chinese = 0
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        self._style = tag == "style"
+        self._inside = tag
+        if tag != "span":
+            self.text += " "
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+        if tag == "span" and (self._chinese or dict(attrs).get("class") == "zh"):
+            self._chinese += 1
 
     def handle_endtag(self, tag: str) -> None:
-        self._style = False
+        self._inside = ""
+        if tag != "span":
+            self.text += " "
+        if tag == "span" and self._chinese:
+            self._chinese -= 1
 
     def handle_data(self, data: str) -> None:
-        if not self._style:
-            self.text += " " + data
+        if self._inside == "script":
+            attributes, said = self.scripts.pop()
+            self.scripts.append((attributes, said + data))
+        elif self._inside != "style" and not self._chinese:
+            # Spans of a language stand between other words, where no space is.
+            self.text += data
 
 
 def assert_harmless(page: Page) -> None:
+    policy = next(
+        attributes["content"] or ""
+        for _, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    for attributes, said in page.scripts:
+        if attributes.get("type") == "application/json":
+            json.loads(said)
+            assert "<" not in said
+            continue
+        assert attributes == {}
+        assert said == SCRIPT.read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(said.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}';" in policy
+    assert sum(attributes == {} for attributes, _ in page.scripts) == 1
     for tag, attributes in page.elements:
-        assert tag not in {"script", "img", "iframe", "object", "link", "base", "form"}
+        assert tag not in {"img", "iframe", "object", "link", "base", "form"}
         assert not [name for name in attributes if name.startswith("on")]
         assert not {"src", "xlink:href", "srcset"} & set(attributes)
 
@@ -351,13 +380,14 @@ def test_links_lead_only_where_nothing_runs():
 
 def test_every_document_text_sets_its_own_direction():
     html = render(third_night(examples={"d-1": "שלום", "d-2": "hello"}))
-    assert html.count('<p class="passage" dir="auto">') == 4
+    # Two clusters of two exemplars; the one that was born and the one that grew show one more.
+    assert html.count('<p class="passage" dir="auto">') == 4 + 2
 
 
 def test_a_very_long_text_is_folded_and_its_length_is_told():
     html = render(third_night(examples={"d-1": "y" * 100_000}), ReportConfig(text_length=200))
     assert "97,800 more characters not shown" in words(html)
-    assert len(html) < 60_000
+    assert len(html) < 70_000
 
 
 # --- nights of every kind
@@ -494,22 +524,24 @@ def test_accuracy_margin_is_two_standard_errors():
     assert accuracy_margin(quality(0.8)) == pytest.approx(0.0784)
 
 
-def test_digest_is_ten_plain_lines():
+def test_digest_is_twelve_plain_lines():
     lines = digest_text(third_night(notes=["Two\nlines", "another"])).split("\n")
-    assert len(lines) == 10
+    assert len(lines) == 12
     assert lines[0] == "night      reviews 2026-11-22, night 3, 61.5 seconds"
     assert lines[2] == "rows       100 in = 90 kept + 7 duplicates + 3 rejects"
     assert lines[3] == "documents  290 in all, 45 of tonight's labelled"
     assert lines[4] == "quality    accuracy 80.0%, macro-F1 79.0%, on 100 test rows"
     assert lines[7] == "clusters   2; the largest: soup, fish (99), music (98)"
-    assert lines[9] == "notes      Two lines (and 1 more in the report)"
+    assert lines[8] == "changed    1 cluster born"
+    assert lines[9] == "drift      There is no earlier night to compare with."
+    assert lines[11] == "notes      Two lines (and 1 more in the report)"
 
 
-def test_digest_of_an_empty_night_is_ten_lines_too():
+def test_digest_of_an_empty_night_is_twelve_lines_too():
     lines = digest_text(empty_night()).split("\n")
-    assert len(lines) == 10
+    assert len(lines) == 12
     assert lines[4] == "quality    not measured: no classifier, or no test rows"
-    assert lines[9] == "notes      nothing unusual"
+    assert lines[11] == "notes      nothing unusual"
 
 
 # --- pictures

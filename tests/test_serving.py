@@ -24,9 +24,11 @@ from conftest import House
 from test_bundle import CLUSTERS, TEXTS, close, model
 from test_integrity import STORE, crown, registered
 
-from flows.asked import MOST_BYTES, MOST_TEXTS, Asked
+from flows.asked import MOST_TEXTS, Asked
+from flows.desk import Champion, Desk, Job
+from flows.door import MOST_BYTES, TOKEN, token_of
 from flows.meters import Meters
-from flows.serving import Champion, Desk, Follower, Job, build_app, listen, server
+from flows.serving import Follower, build_app, listen, server
 from nightshift.bundle import Bundle
 from nightshift.errors import ConfigError
 from nightshift.pipeline import load_settings
@@ -39,13 +41,15 @@ EVERY = 0.1
 class Served:
     """A server in this process, and a client that keeps its connection."""
 
-    def __init__(self, house: House, mlflow: str = STORE):
+    def __init__(self, house: House, mlflow: str = STORE, token: str | None = None):
         settings = load_settings(house.config).model_copy(update={"mlflow": mlflow})
         self.meters, self.desk, self.stopped = Meters(), Desk(), threading.Event()
         self.follower = Follower(settings, house.name, self.meters)
+        self.said: str | None = None
+        """What requests send as `Authorization`."""
         self.socket = listen("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
-        self.http = server(build_app(self.follower, self.desk, self.meters))
+        self.http = server(build_app(self.follower, self.desk, self.meters, token))
 
     def threads(self) -> list[threading.Thread]:
         follow = (self.follower.follow, (EVERY, self.stopped))
@@ -58,9 +62,10 @@ class Served:
     ) -> tuple[int, Any]:
         own = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        own.request("GET" if body is None else "POST", path, sent)
+        headers = {"Authorization": self.said} if self.said else {}
+        own.request("GET" if body is None else "POST", path, sent, headers)
         answer = own.getresponse()
-        read = answer.read()
+        read, self.headers = answer.read(), answer.headers
         if connection is None:
             own.close()
         plain = "json" not in (answer.getheader("content-type") or "")
@@ -78,8 +83,8 @@ class Served:
 
 
 @contextmanager
-def serving(house: House, mlflow: str = STORE) -> Iterator[Served]:
-    served = Served(house, mlflow)
+def serving(house: House, mlflow: str = STORE, token: str | None = None) -> Iterator[Served]:
+    served = Served(house, mlflow, token)
     threads = served.threads()
     for one in threads:
         one.start()
@@ -212,6 +217,13 @@ def test_a_body_past_the_limit_is_a_413(served: Served) -> None:
     assert f"at most {MOST_BYTES} bytes" in found["message"]
 
 
+@pytest.mark.parametrize("given", [[], 0, "", False])
+def test_params_that_are_no_object_are_told_even_when_empty(served: Served, given: Any) -> None:
+    body = {"inputs": {"text": ["a"]}, "params": given}
+    assert served.ask("/invocations", body)[1]["field"] == "params"
+    assert served.ask("/invocations", {**body, "params": None})[0] == 200
+
+
 def test_a_wrong_path_or_method_is_no_fault_of_ours(served: Served) -> None:
     assert served.ask("/nowhere")[0] == 404
     assert served.ask("/predict")[0] == 405
@@ -305,6 +317,145 @@ def test_a_model_that_fails_is_a_500_without_a_traceback(house: House) -> None:
         assert (status, found["error_code"]) == (500, "INTERNAL_ERROR")
         assert "ZeroDivision" not in found["message"]
         assert served.ask("/predict", {"texts": ["a dog"]})[0] == 200
+
+
+# --- who may ask, and how much ---------------------------------------------------------------
+
+
+class Stopped(Bundle):
+    """A bundle that answers once it is let go."""
+
+    def answer(self, texts: list[str], top: int = 3, vectors: bool = False) -> list[dict[str, Any]]:
+        STOPPED.set()
+        assert LET_GO.wait(30)
+        return super().answer(texts, top, vectors)
+
+
+STOPPED, LET_GO = threading.Event(), threading.Event()
+
+
+def test_a_flood_is_told_to_come_again_and_what_waits_is_answered(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.desk.MOST_WAITING", 6)
+    STOPPED.clear()
+    LET_GO.clear()
+    with serving(house) as served, ThreadPoolExecutor(30) as pool:
+        served.until(1)
+        served.follower.current = Champion(1, Stopped(model(labels=ONE), None))
+        first = pool.submit(served.ask, "/predict", {"texts": TEXTS * 4})
+        assert STOPPED.wait(20)
+        flood = [pool.submit(served.ask, "/predict", {"texts": TEXTS[:2]}) for _ in range(20)]
+        waited = time.monotonic() + 20
+        while sum(one.done() for one in flood) < 17 and time.monotonic() < waited:
+            time.sleep(0.02)
+        assert served.meter("nightshift_waiting_texts") == 6
+        status, found = served.ask("/predict", {"texts": TEXTS})
+        assert (status, found["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+        assert (
+            found["message"]
+            == "server: found 11 texts waiting, expected at most 6; ask again later."
+        )
+        assert served.headers["retry-after"] == "1"
+        LET_GO.set()
+        answers = [one.result() for one in flood]
+        assert sorted(status for status, _ in answers) == [200] * 3 + [503] * 17
+        assert first.result()[0] == 200  # alone, a request may be larger than what may wait
+        assert served.meter('nightshift_requests_total{path="/predict",status="503"}') == 18
+        assert served.meter("nightshift_waiting_texts") == 0
+        assert served.ask("/predict", {"texts": TEXTS})[0] == 200
+
+
+def test_bodies_take_no_more_memory_than_declared_and_give_it_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.door.MOST_HELD", 3_000)
+    with serving(house) as served:
+        served.until(1)
+        one = json.dumps({"texts": ["a dog"] * 200}).encode()
+        assert 1_500 < len(one) < 3_000
+        slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        slow.putrequest("POST", "/predict")
+        slow.putheader("Content-Length", str(len(one)))
+        slow.endheaders()
+        slow.send(one[:-1])
+        waited = time.monotonic() + 20
+        status, found = served.ask("/predict", one)
+        while status == 200 and time.monotonic() < waited:
+            status, found = served.ask("/predict", one)
+        assert (status, found["field"]) == (503, "server")
+        assert served.ask("/predict", {"texts": ["a dog"]})[0] == 200
+        slow.send(one[-1:])
+        assert slow.getresponse().status == 200
+        assert served.ask("/predict", one)[0] == 200
+
+
+def test_a_client_that_dawdles_or_leaves_is_let_go_without_a_traceback(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flows.door.BODY_SECONDS", 0.3)
+    with serving(house) as served:
+        served.until(1)
+        for leaves in (False, True):
+            own = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+            own.putrequest("POST", "/predict")
+            own.putheader("Content-Length", "100")
+            own.endheaders()
+            own.send(b'{"texts": [')
+            if leaves:
+                own.close()
+                break
+            answer = own.getresponse()
+            assert answer.status == 408
+            assert "no end within 0.3 s" in json.loads(answer.read())["message"]
+        time.sleep(0.5)
+        assert served.ask("/predict", {"texts": ["a dog"]})[0] == 200
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+def test_with_a_token_nothing_is_told_to_who_has_none(house: House) -> None:
+    token = "a-token-of-24-characters"
+    with serving(house, token=token) as served:
+        served.said = f"Bearer {token}"
+        served.until(1)
+        asked = [("/predict", {"texts": ["a dog"]}), ("/invocations", {"inputs": {"text": ["a"]}}),
+                 ("/version", None), ("/metrics", None)]  # fmt: skip
+        assert {served.ask(*one)[0] for one in asked} == {200}
+        for said in (None, "Bearer", "Bearer another", f"Basic {token}", token, "Bearer \xe9"):
+            served.said = said
+            for path, body in asked:
+                status, found = served.ask(path, body)
+                assert (status, found["error_code"]) == (401, "UNAUTHENTICATED")
+                assert token not in found["message"]
+                assert served.headers["www-authenticate"] == "Bearer"
+            assert served.ask("/health")[0] == 200
+            assert served.ask("/ready") == (200, {"ready": True})
+        served.said = f"bearer {token}"
+        assert served.meter('nightshift_requests_total{path="/predict",status="401"}') == 6
+        assert served.meter('nightshift_requests_total{path="/metrics",status="401"}') == 6
+        assert 'path="/ready"' not in served.ask("/metrics")[1]
+        assert served.ask("/ready")[1]["model_version"] == 1
+
+
+def test_a_token_is_of_the_file_else_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert token_of(None) is None
+    file = tmp_path / "token"
+    file.write_text("of-the-file-0123456789\n")
+    monkeypatch.setenv(TOKEN, "of-the-environment")
+    assert token_of(None) == "of-the-environment"
+    assert token_of(file) == "of-the-file-0123456789"
+    # A variable that is set to nothing meant to set one.
+    for bad in ("", "short", "two words of a token", "m\u00e4rz" * 10):
+        monkeypatch.setenv(TOKEN, bad)
+        file.write_text(bad)
+        for given, where in ((None, TOKEN), (file, "--token-file")):
+            with pytest.raises(ConfigError, match=f"{where}.*expected 16 or more"):
+                token_of(given)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        token_of(tmp_path / "nowhere")
 
 
 # --- following ------------------------------------------------------------------------------

@@ -584,7 +584,7 @@ def test_a_store_that_stops_answering_is_not_taken_for_a_damaged_file(
     def fail(*_: object) -> bytes:
         raise OSError("connection reset")
 
-    rows = read_rows(str(path), SourceConfig(paths=["x"]))
+    rows = read_rows(path.as_uri(), SourceConfig(paths=["x"]))
     monkeypatch.setattr("fsspec.implementations.local.LocalFileOpener.read", fail, raising=False)
     with pytest.raises(PassingError, match="reading stopped"):
         list(rows)

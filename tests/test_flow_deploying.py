@@ -1,0 +1,205 @@
+"""pipelines.yaml as deployments on a real Prefect server, and runs of them by a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SCRATCH, House, rows
+from test_kills import BIN, run, server  # noqa: F401 - a fixture
+
+CLI = str(BIN / "nightshift")
+SCHEDULE = {"cron": "0 2 * * *", "timezone": "Europe/Berlin", "tags": ["team-a"]}
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or "null")
+
+
+def steps(house: House, url: str, *options: str) -> dict[str, str]:
+    """Each deployment's line, by its title."""
+    done = run(house, url, CLI, "deploy", *options)
+    assert done.returncode == 0, done.stderr
+    found = (line.split(maxsplit=1) for line in done.stdout.splitlines() if "/" in line)
+    return {rest.partition(":")[0]: f"{what}: {rest}" for what, rest in found}
+
+
+@pytest.fixture(scope="module")
+def deployed(server: str, tmp_path_factory: pytest.TempPathFactory) -> House:  # noqa: F811
+    house = House(tmp_path_factory.mktemp("deployed"))
+    house.declare(schedule=SCHEDULE, webhook="http://127.0.0.1:9/secret-path")
+    house.drop("one.jsonl", rows(30))
+    assert {line.split(":")[0] for line in steps(house, server, "--dry-run").values()} == {"new"}
+    tagged = {"deployments": {"tags": {"all_": [house.name]}}}
+    assert ask(server, "/deployments/filter", tagged) == []  # a dry run did nothing
+    steps(house, server)
+    return house
+
+
+def of(server: str, house: House, flow: str = "night") -> dict[str, Any]:  # noqa: F811
+    return ask(server, f"/deployments/name/{flow}/{house.name}")
+
+
+@pytest.mark.slow
+def test_deploying_again_changes_nothing(server: str, deployed: House) -> None:  # noqa: F811
+    before = of(server, deployed)
+    again = steps(deployed, server)
+    assert len(again) == 13  # with the watcher of late nights, and automations, which share a word
+    assert {line.split(":")[0] for line in again.values()} == {"unchanged"}
+    assert of(server, deployed)["updated"] == before["updated"]
+
+
+@pytest.mark.slow
+def test_the_night_has_its_schedule_tags_and_a_form_with_the_pipelines_own_values(
+    server: str,  # noqa: F811
+    deployed: House,
+) -> None:
+    found = of(server, deployed)
+    [one] = found["schedules"]
+    assert (one["schedule"]["cron"], one["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Berlin")
+    assert (one["active"], one["parameters"]) == (True, {"scheduled": True})
+    assert found["tags"] == [deployed.name, "nightshift", "team-a"]
+    fields = found["parameter_openapi_schema"]["properties"]
+    assert list(fields) == ["pipeline", "night", "config", "retry_from", "changes"]
+    epochs = fields["changes"]["properties"]["train"]["properties"]["epochs"]
+    assert epochs["default"] == 6  # of the file; the library's is auto
+    assert epochs["description"].startswith("Passes over the training rows")
+    ahead = {"deployments": {"id": {"any_": [found["id"]]}}, "limit": 1}
+    runs = ask(server, "/flow_runs/filter", {**ahead, "sort": "EXPECTED_START_TIME_ASC"})
+    assert all(one["state_type"] == "SCHEDULED" for one in runs)
+
+
+@pytest.mark.slow
+def test_what_the_form_does_not_allow_is_refused_by_the_server(
+    server: str,  # noqa: F811
+    deployed: House,
+) -> None:
+    path = f"/deployments/{of(server, deployed)['id']}/create_flow_run"
+    for wrong in ({"pipeline": "another"}, {"changes": {"train": {"epochs": 0}}},
+                  {"changes": {"sources": {}}}):  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ask(server, path, {"parameters": wrong})
+        assert caught.value.code in (409, 422)
+
+
+@pytest.mark.slow
+def test_a_run_from_the_page_is_worked_by_a_worker_and_tells_what_it_did(
+    server: str,  # noqa: F811
+    deployed: House,
+) -> None:
+    path = f"/deployments/{of(server, deployed)['id']}/create_flow_run"
+    changes = {"train": {"epochs": 2}, "clusters": {"k_max": 3}}
+    made = ask(server, path, {"parameters": {"night": "n1", "changes": changes}})
+    environment = {**os.environ, "PREFECT_API_URL": server, "OMP_NUM_THREADS": "1"}
+    del environment["PREFECT_LOGGING_EXTRA_LOGGERS"]  # a worker that knows nothing of ours
+    with (SCRATCH / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "nightshift"],
+            stdout=log, stderr=log, start_new_session=True, env=environment,
+        )  # fmt: skip
+    found: dict[str, Any] = {}
+    try:
+        for _ in range(240):
+            found = ask(server, f"/flow_runs/{made['id']}")
+            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
+                break
+            time.sleep(0.5)
+    finally:
+        os.killpg(worker.pid, signal.SIGTERM)
+        worker.wait(60)
+    assert found["state_type"] == "COMPLETED", found["state"]
+    assert found["name"] == f"{deployed.name}-n1"
+    assert {deployed.name, "n1", "nightshift", "team-a"} <= {*found["tags"]}
+    by_run = {"flow_run_id": {"any_": [made["id"]]}}
+    lines = [one["message"] for one in ask(server, "/logs/filter", {"logs": by_run, "limit": 200})]
+    assert any(line.startswith("train     epoch 2 of 2") for line in lines), lines
+    artifacts = {one["key"]: one for one in ask(server, "/artifacts/filter", {"artifacts": by_run})}
+    told = artifacts[f"{deployed.name}-report"]["data"]
+    assert "| documents | 90 in all, 90 of tonight's labelled |" in told
+    assert "&#" not in told
+    assert "MLflow run:" in told
+    assert artifacts["progress-training"]["data"] == 100.0
+    row = deployed.lake.nights()[0]
+    assert row["manifest"]["config"]["train"]["epochs"] == 2  # replay works it with that again
+    assert row["figures"]["asked"]["changes"] == changes
+    from nightshift.pipeline import changed, config_digest, load_settings
+
+    declared = load_settings(deployed.config).pipeline(deployed.name)
+    assert row["config_digest"] == config_digest(changed(declared, changes))
+    assert row["config_digest"] != config_digest(declared)
+
+
+@pytest.mark.slow
+def test_what_changed_in_the_file_is_told_and_who_left_it_is_removed_when_asked(
+    server: str,  # noqa: F811
+    deployed: House,
+) -> None:
+    whole = yaml.safe_load(deployed.config.read_text())
+    pipeline = whole["pipelines"].pop(deployed.name)
+    before = deployed.config.read_text()
+    try:
+        deployed.declare(schedule={**SCHEDULE, "paused": True})
+        told = steps(deployed, server)[f"night/{deployed.name}"]
+        assert told.endswith(
+            "schedule: 0 2 * * * Europe/Berlin -> 0 2 * * * Europe/Berlin (paused)"
+        )
+        assert of(server, deployed)["schedules"][0]["active"] is False
+        other = f"{deployed.name[:50]}-b"
+        whole["pipelines"] = {other: pipeline}
+        deployed.config.write_text(yaml.safe_dump(whole))
+        assert steps(deployed, server)[f"night/{deployed.name}"].startswith("gone")
+        assert of(server, deployed)["name"] == deployed.name  # shown, and left alone
+        told = steps(deployed, server, "--prune")
+        assert told[f"night/{deployed.name}"].startswith("removed")
+        assert told[f"automation/nightshift {deployed.name}"].startswith("removed")
+        with pytest.raises(urllib.error.HTTPError):
+            of(server, deployed)
+    finally:
+        deployed.config.write_text(before)
+
+
+@pytest.mark.slow
+def test_a_new_file_starts_one_run_however_often_and_by_whom_it_is_seen(
+    server: str,  # noqa: F811
+    house: House,
+) -> None:
+    house.declare(triggers={"new_files": "ingest"})
+    house.drop("one.jsonl", rows(2))
+    unready = run(house, server, CLI, "watch", "--once")
+    assert "found no deployment" in unready.stderr
+    steps(house, server)
+    first = run(house, server, CLI, "watch", "--once")
+    assert first.stdout == f"{house.name}: a new file, one.jsonl; started ingest\n", first.stderr
+    assert run(house, server, CLI, "watch", "--once").stdout == "nothing new\n"
+    # A second watcher, which knows nothing of the first.
+    (house.folder / "reports" / house.name / ".watch.json").unlink()
+    assert "started ingest" in run(house, server, CLI, "watch", "--once").stdout
+    tagged = {"flow_runs": {"tags": {"all_": [house.name, "cause:new_files"]}}}
+    assert ask(server, "/flow_runs/count", tagged) == 1
+
+
+def test_without_a_server_deploying_says_what_to_set(house: House) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+    for url, code in ((None, 2), ("http://127.0.0.1:9/api", 1)):
+        given = environment if url is None else environment | {"PREFECT_API_URL": url}
+        done = subprocess.run(
+            [CLI, "deploy", "--config", str(house.config)], env=given, text=True,
+            capture_output=True, cwd=Path(house.folder),
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert "PREFECT_API_URL" in done.stderr
+        assert "nightshift up" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,202 @@
+"""Parts of a night on their own, missed nights, and the watcher; with an embedded Prefect."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import House, rows
+
+from flows import parts, watching
+from flows.night import night
+from nightshift.errors import ConfigError
+from nightshift.pipeline import load_settings
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A house with one night; tests below go on from one another's nights."""
+    house = House(tmp_path_factory.mktemp("parts"))
+    house.declare(triggers={"new_files": "ingest", "registry": "adopt", "drift": 0.25})
+    house.drop("one.jsonl", rows(30))
+    house.work("n1")
+    return house
+
+
+def figures(house: House, night: str, stage: str) -> dict[str, float]:
+    return house.lake.stages(night)[stage]["figures"]
+
+
+@pytest.mark.slow
+def test_ingest_takes_files_in_and_leaves_the_rest_to_reclassify(worked: House) -> None:
+    config = str(worked.config)
+    worked.drop("two.jsonl", rows(10, seed=2))
+    taken = parts.ingest(worked.name, config)
+    assert taken.name == f"{date.today()}-ingest"
+    assert figures(worked, taken.name, "ingest")["documents"] == 30
+    assert figures(worked, taken.name, "embed") == {"classified": 0, "embedded": 0}
+    assert worked.lake.published()["night"] == taken.name
+    answered = parts.reclassify(worked.name, config=config)
+    assert figures(worked, answered.name, "embed")["classified"] == 30
+    assert figures(worked, answered.name, "ingest")["rows"] == 0
+    ids = [row["doc_id"] for row in worked.table("predictions")]
+    assert len(ids) == len(set(ids)) == 120
+
+
+@pytest.mark.slow
+def test_reclassify_answers_everything_or_the_days_asked_for(worked: House) -> None:
+    config, today = str(worked.config), date.today()
+    everything = parts.reclassify(worked.name, "all", config=config)
+    assert everything.name == f"{today}-reclassify-2"
+    assert figures(worked, everything.name, "embed")["classified"] == 120
+    long_ago = today - timedelta(days=9)
+    nobody = parts.reclassify(worked.name, "window", None, long_ago, config)
+    assert figures(worked, nobody.name, "embed")["classified"] == 0
+    with pytest.raises(ConfigError, match="before it"):
+        parts.reclassify(worked.name, "window", today, long_ago, config)
+
+
+@pytest.mark.slow
+def test_recluster_with_keys_for_this_run_alone_is_kept_with_the_night(worked: House) -> None:
+    changes = {"clusters": {"k_max": 2, "k_min": 2}}
+    done = parts.recluster(worked.name, changes, str(worked.config))
+    row = worked.lake.published()
+    assert row["night"] == done.name
+    assert row["manifest"]["config"]["clusters"]["k_max"] == 2
+    assert load_settings(worked.config).pipeline(worked.name).clusters.k_max == 6
+    with pytest.raises(ConfigError, match=r"changes: clusters.k_mx: unknown key.*'k_max'"):
+        parts.recluster(worked.name, {"clusters": {"k_mx": 2}}, str(worked.config))
+    with pytest.raises(ConfigError, match="changes: source: not a part"):
+        parts.recluster(worked.name, {"source": {}}, str(worked.config))
+
+
+@pytest.mark.slow
+def test_train_is_forced_and_says_by_what(worked: House) -> None:
+    done = parts.train(worked.name, config=str(worked.config), cause="somebody wanted to see")
+    outputs = worked.lake.stages(done.name)["train"]["outputs"]
+    assert outputs["challenger"] is not None
+    assert outputs["reason"] == "somebody wanted to see"
+    idle = parts.train(worked.name, False, config=str(worked.config))
+    assert worked.lake.stages(idle.name)["train"]["outputs"]["challenger"] is None
+
+
+@pytest.mark.slow
+def test_a_lost_page_is_written_again_as_it_was(worked: House) -> None:
+    newest = worked.lake.published()
+    path = Path(newest["figures"]["report"])
+    before, nights = path.read_text(), len(worked.lake.nights())
+    path.unlink()
+    assert parts.report(worked.name, str(worked.config)).report == str(path)
+    # What follows the report, its own seconds among them, was not known when it was first written.
+    assert abs(len(path.read_text()) - len(before)) < 2000
+    assert len(worked.lake.nights()) == nights
+
+
+@pytest.mark.slow
+def test_an_alias_moved_by_hand_to_another_model_becomes_a_row_of_the_ledger(
+    worked: House,
+) -> None:
+    settings = load_settings(worked.config)
+    client = mlflow.MlflowClient(settings.mlflow)
+    challenger = client.get_model_version_by_alias(worked.name, "challenger").version
+    client.set_registered_model_alias(worked.name, "champion", challenger)
+    [(cause, _)] = list(watching._of_registry(settings, worked.name, worked.lake, {}))
+    assert cause.words == f"the alias champion was moved to version {challenger} in MLflow"
+    assert cause.flow == "promote"
+    parts.promote(worked.name, config=str(worked.config), **cause.parameters)
+    last = max(worked.table("promotions"), key=lambda row: row["at"])
+    assert (last["by"], last["decision"]) == ("MLflow registry", "promoted")
+    assert list(watching._of_registry(settings, worked.name, worked.lake, {})) == []
+
+
+@pytest.mark.slow
+def test_an_alias_moved_to_nothing_of_ours_is_put_back(worked: House) -> None:
+    settings = load_settings(worked.config)
+    client = mlflow.MlflowClient(settings.mlflow)
+    ours = worked.lake.published()["registry_version"]
+    client.delete_registered_model_alias(worked.name, "champion")
+    assert list(watching._of_registry(settings, worked.name, worked.lake, {})) == []
+    assert int(client.get_model_version_by_alias(worked.name, "champion").version) == ours
+
+
+@pytest.mark.slow
+def test_enough_labels_by_people_ask_for_one_training(worked: House) -> None:
+    worked.declare(triggers={"new_labels": 2})
+    settings = load_settings(worked.config)
+    journal = settings.journal_of(worked.name)
+    docs = [row["doc_id"] for row in worked.table("documents")[:2]]
+    state: watching.State = {}
+    for doc_id in docs:
+        assert list(watching._of_labels(settings, worked.name, worked.lake, state)) == []
+        journal.say_label(doc_id, "galley", None, "unsure", "ann")
+    [(cause, after)] = watching._of_labels(settings, worked.name, worked.lake, state)
+    assert cause.words == "2 labels that no model has learned from"
+    state |= after
+    assert list(watching._of_labels(settings, worked.name, worked.lake, state)) == []
+    assert cause.flow == "train"
+    trained = parts.train(worked.name, config=str(worked.config), **cause.parameters)
+    assert [row["by"] for row in worked.table("labels") if row["night"] == trained.name] == [
+        "ann", "ann"
+    ]  # fmt: skip
+    assert list(watching._of_labels(settings, worked.name, worked.lake, state)) == []
+    assert state["labels"] == 0  # and two more ask again
+
+
+@pytest.mark.slow
+def test_another_mix_of_predicted_labels_asks_for_a_training_once(worked: House) -> None:
+    worked.declare(triggers={"drift": 0.25})
+    settings = load_settings(worked.config)
+    state: watching.State = {}
+    # n1 had thirty documents of each of three topics.
+    worked.drop("chess.jsonl", rows(60, seed=5, topics=("chess",)))
+    worked.work("all-chess")
+    [(cause, after)] = watching._of_drift(settings, worked.name, worked.lake, state)
+    assert cause.words.startswith("predicted labels of night all-chess drifted by ")
+    assert cause.flow == "train"
+    state |= after
+    assert list(watching._of_drift(settings, worked.name, worked.lake, state)) == []
+
+
+@pytest.mark.slow
+def test_missed_nights_are_worked_in_order_each_on_the_files_that_were_there(house: House) -> None:
+    schedule = {"cron": "0 0 * * *", "missed": "backfill"}
+    house.declare(schedule=schedule, source={"label": None})  # nothing to train: seconds
+    today = datetime.now(UTC).date()
+    nights = [today - timedelta(days=back) for back in (3, 2, 1, 0)]
+    for day in nights:
+        path = house.drop(f"{day}.jsonl", rows(8, seed=day.day))
+        moment = datetime.combine(day, datetime.min.time(), UTC).timestamp() - 3600
+        os.utime(path, (moment, moment))
+    config = str(house.config)
+    [first] = parts.backfill(house.name, nights[0], nights[0], config=config)
+    assert (first.name, figures(house, first.name, "files")["new"]) == (nights[0].isoformat(), 1)
+    # The pipeline began then; since then nobody has worked.
+    [row] = house.lake.nights()
+    house.lake.write_night({**row, "started": row["started"] - timedelta(days=3)})
+    last = night(house.name, config=config, scheduled=True)
+    names = [one.isoformat() for one in nights]
+    assert last.name == names[-1]
+    assert [row["night"] for row in house.lake.nights()] == names
+    assert [figures(house, one, "files")["new"] for one in names] == [1, 1, 1, 1]
+    assert not night(house.name, config=config, scheduled=True).new
+
+
+@pytest.mark.slow
+def test_missed_nights_collapse_into_one_that_takes_all_files(house: House) -> None:
+    house.declare(schedule={"cron": "0 0 * * *"}, source={"label": None})
+    config = str(house.config)
+    house.drop("one.jsonl", rows(8))
+    today = datetime.now(UTC).date()
+    parts.backfill(house.name, today - timedelta(days=4), today - timedelta(days=4), config=config)
+    [row] = house.lake.nights()
+    house.lake.write_night({**row, "started": row["started"] - timedelta(days=4)})
+    house.drop("two.jsonl", rows(8, seed=2))
+    house.drop("three.jsonl", rows(8, seed=3))
+    done = night(house.name, config=config, scheduled=True)
+    assert done.name == today.isoformat()
+    assert len(house.lake.nights()) == 2
+    # The file of that first night was changed only after it, so it waited as well.
+    assert figures(house, done.name, "files")["new"] == 3
