@@ -92,11 +92,10 @@ def teach(train: Rows, held: Rows, declared: bool, overrides: dict[str, Any], se
         numbers = np.array([place[label] for label in labels], np.int64)
         return Side(Documents.from_lists(tokenizer.encode(given)).labelled(numbers), given)
 
-    material = Material(
-        tokenizer, classes, side(texts[0], train.labels), side(texts[1], held.labels),
-        Documents.from_lists(tokenizer.encode([*texts[0], *texts[1]])),
-        held_out=not declared,
-    )  # fmt: skip
+    taught, asked = side(texts[0], train.labels), side(texts[1], held.labels)
+    # Once encoded, as in a night, where pretraining reads the same tokens table.
+    text = taught.documents.join(asked.documents)
+    material = Material(tokenizer, classes, taught, asked, text, held_out=not declared)
     *_, learned = learn(material, recipe)
     assert isinstance(learned, Learned)
     return Taught(learned, recipe, time.perf_counter() - wall, time.process_time() - cpu)

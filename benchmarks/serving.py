@@ -317,8 +317,8 @@ def lateness(answer: Answer, reigns: list[tuple[float, float, int]]) -> float:
 def sharing(config: Path, texts: list[str], seconds: float) -> dict[str, float]:
     """Texts a second that eight threads get from one model, asking for one at a time."""
     from flows.asked import Asked
+    from flows.desk import Champion, Desk, Job
     from flows.reading import champion
-    from flows.serving import Champion, Desk, Job
     from nightshift.pipeline import load_settings
 
     number, bundle = champion(load_settings(config), CORPUS)
