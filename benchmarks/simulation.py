@@ -5,7 +5,8 @@
 Every day files arrive, and the pipelines work their nights at the same time, against a Prefect
 server on Postgres and an MLflow server. By chance a night is killed, at once run again or left to
 the next day, and a server is frozen or killed and started again. In the end all nights must be
-published in order, every delivered row must be in the tables once, and nothing may be left open.
+published in order, every delivered row must be in the tables once, and nothing may be left open
+once the pipelines have been started again.
 DIR keeps everything, so that a simulation that was stopped goes on with the next day. Results:
 results/simulation.json and simulation.md. Exit code 1 where something is lost.
 """

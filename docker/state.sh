@@ -14,12 +14,14 @@ backup() {
   local to=$1 part=$1.partial  # held and pools are read when the script ends, and no longer here
   [ ! -e "$to" ] || fail "$to is there already. Name another folder."
   rm -rf "$part" && mkdir -p "$part"
+  held='' reviewing=''
   pools=$(compose run --rm --no-deps -T deploy python docker/steps.py pause)
+  # Whatever happens, the nights go on.
+  trap '[ -z "$held" ] || { docker stop "$held" >/dev/null; docker rm "$held" >/dev/null; }
+    compose run --rm --no-deps -T deploy python docker/steps.py resume $pools
+    [ -z "$reviewing" ] || docker start $reviewing >/dev/null' EXIT
   held=$(compose run --detach --no-deps deploy python docker/steps.py hold)
   reviewing=$(compose --profile review ps --quiet --status running review)
-  # Whatever happens, the nights go on.
-  trap 'docker stop "$held" >/dev/null; docker rm "$held" >/dev/null; compose run --rm --no-deps -T deploy python docker/steps.py resume $pools
-    [ -z "$reviewing" ] || docker start $reviewing >/dev/null' EXIT
   [ -z "$reviewing" ] || docker stop $reviewing >/dev/null
   echo "waiting until no night runs" >&2
   until docker logs "$held" 2>&1 | grep -qx held; do
@@ -29,7 +31,7 @@ backup() {
   for name in prefect mlflow; do
     compose exec -T postgres pg_dump --username postgres --format custom "$name" > "$part/$name.dump"
   done
-  compose run --rm -T state tar --create --directory / data artifacts > "$part/files.tar"
+  compose run --rm -T state tar --create --directory / --exclude 'data/lake/*/leases' data artifacts > "$part/files.tar"
   echo "$pools" > "$part/pools"
   (cd "$part" && sha256sum prefect.dump mlflow.dump files.tar pools > SHA256SUMS)
   mv "$part" "$to"

@@ -211,10 +211,12 @@ class Lease:
 
 
 def _entry(table: Any) -> Entry | None:
-    said = table.history(1)
-    if not said or "token" not in said[0]:
-        return None  # made, and never taken
-    one = said[0]
+    """The newest entry of its log; None where it was made, and never taken."""
+    # delta-rs lets who lost a race for version 0 make the table once more, behind whoever took it.
+    found = (one for some in (1, None) for one in table.history(some) if "token" in one)
+    one = next(found, None)
+    if one is None:
+        return None
     return Entry(
         int(one["token"]), table.version(), one["holder"], one["place"], one["run"],
         float(one["seconds"]), datetime.fromisoformat(one["at"]),

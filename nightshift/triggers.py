@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from .config import Config
-from .corpus import current_assignments
 from .journal import Journal
 from .sources import FoundFile, SourceConfig, is_settled, list_files
 from .tables import Lake
@@ -77,6 +76,8 @@ def labels_waiting(lake: Lake, journal: Journal) -> int:
     words = journal.since(read)
     classes = {one.cluster_id for one in words if one.class_name is not None}
     if classes:
+        from .corpus import current_assignments  # which brings torch; the config is read by all
+
         sizes = Counter(cluster for cluster, _ in current_assignments(lake).values())
         given += sum(sizes[one] for one in classes)
     return given

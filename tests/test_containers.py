@@ -66,6 +66,12 @@ def test_every_secret_is_asked_of_the_environment_and_has_no_default() -> None:
         assert re.fullmatch(r"(nightshift:)?\$\{[A-Z_]+:\?[^}]+\}", value), name
 
 
+def test_image_for_gpus_is_told_no_index_whose_cpu_build_pip_would_take() -> None:
+    # Of 2.13.0 and 2.13.0+cpu, which both fit ==2.13.0, pip takes the second.
+    assert SERVICES["gpu"]["build"]["args"] == {"TORCH": "cuda"}
+    assert "PIP_EXTRA_INDEX_URL" in SERVICES["migrate"]["build"]["args"]
+
+
 def test_databases_are_out_of_the_workers_reach() -> None:
     networks = yaml.safe_load(COMPOSE)["networks"]
     assert networks["servers"]["internal"] is True

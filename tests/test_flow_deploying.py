@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import SCRATCH, House, rows
 from test_kills import BIN, run, server  # noqa: F401 - a fixture
 
 CLI = str(BIN / "nightshift")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SCHEDULE = {"cron": "0 2 * * *", "timezone": "Europe/Berlin", "tags": ["team-a"]}
 
 
@@ -140,6 +142,37 @@ def test_a_run_from_the_page_is_worked_by_a_worker_and_tells_what_it_did(
     declared = load_settings(deployed.config).pipeline(deployed.name)
     assert row["config_digest"] == config_digest(changed(declared, changes))
     assert row["config_digest"] != config_digest(declared)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_prefects_page_shows_the_form_what_the_night_did_and_the_way_to_its_run(
+    server: str,  # noqa: F811
+    deployed: House,
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    done = run(deployed, server, CLI, "run", deployed.name, "--night", "n2")
+    assert done.returncode == 0, done.stderr
+    root, key = server.removesuffix("/api"), f"{deployed.name}-report"
+    found = ask(server, "/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})
+    told = max(found, key=lambda one: one["created"])
+    form = f"{root}/deployments/deployment/{of(server, deployed)['id']}/run"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(form)
+        page.get_by_text("For this run alone; what is left as it is follows").wait_for()
+        page.get_by_text("Passes over the training rows").first.scroll_into_view_if_needed()
+        page.goto(f"{root}/runs/flow-run/{told['flow_run_id']}")
+        page.get_by_text(f"{deployed.name}-n2").first.wait_for()
+        page.get_by_text("night n2 is published").wait_for()
+        page.goto(f"{root}/artifacts/artifact/{told['id']}")
+        page.get_by_role("cell", name="90 in all").wait_for()
+        assert page.get_by_text("MLflow run").count()
+        page.screenshot(path=SCRATCH / "artifact.png")
+        browser.close()
 
 
 @pytest.mark.slow

@@ -187,3 +187,12 @@ def test_the_command_line_starts_without_anything_heavy() -> None:
     for loaded in json.loads(lines[-1]):
         assert not heavy & set(loaded)
     assert "Usage: " in lines[0]
+
+
+def test_reading_the_config_and_the_tables_brings_neither_torch_nor_servers() -> None:
+    words = (
+        "import json, sys, nightshift.pipeline, flows.reading; print(json.dumps([*sys.modules]))"
+    )
+    loaded = json.loads(run(words))
+    assert "pyarrow" in loaded
+    assert not {"torch", "mlflow", "prefect", "sklearn", "scipy"} & set(loaded)

@@ -40,12 +40,14 @@ def server() -> Iterator[str]:
     """A Prefect server of our own, as PREFECT_API_URL names one in production."""
     port = free_port()
     log = (SCRATCH / "server.log").open("w")
+    url = f"http://127.0.0.1:{port}/api"
     process = subprocess.Popen(
         [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         stdout=log, stderr=log, start_new_session=True,
-        env={**os.environ, "PREFECT_HOME": str(SCRATCH / "server")},
+        # Its page looks for the server where this says.
+        env={**os.environ, "PREFECT_HOME": str(SCRATCH / "server"),
+             "PREFECT_SERVER_UI_API_URL": url},
     )  # fmt: skip
-    url = f"http://127.0.0.1:{port}/api"
     for _ in range(240):
         try:
             urllib.request.urlopen(f"{url}/health", timeout=1)

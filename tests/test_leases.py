@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from flows.locking import alone, clear, is_running, lake_of, stale
 from nightshift.errors import BusyError, PassingError
@@ -208,6 +210,19 @@ def test_of_many_that_reach_for_a_lease_one_gets_it(house: House) -> None:
     assert entry is not None
     assert entry.holder == f"holder {won[0]}"
     house.lake.let_go()
+
+
+def test_a_table_that_was_made_again_does_not_hide_its_holder(house: House) -> None:
+    lake = Lake(str(house.folder / "lake"), house.name)
+    assert Lease(lake, 60, "first").take(None, "")
+    table = DeltaTable(f"{lake.root}/leases")
+    # As of two that make the table at once the slower one leaves it: behind the holder's entry.
+    table.create_write_transaction([], "append", pa.schema([("night", pa.string())]))
+    entry = Lease(house.lake, 60).look()
+    assert entry is not None
+    assert entry.holder == "first"
+    assert not Lease(house.lake, 60, "second").take(None, "")
+    lake.let_go()
 
 
 def test_a_second_night_leaves_while_another_machine_is_at_work(

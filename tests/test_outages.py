@@ -59,10 +59,8 @@ def test_an_outage_that_passes_costs_a_retry_and_not_the_night(
 def test_an_outage_for_good_ends_the_night_clearly_and_the_next_run_goes_on(
     here: faults.World, fault: str, says: str
 ) -> None:
-    if fault.startswith("disk") and not here.disk:
-        pytest.skip("mounting a small disk needs root")
-    if fault.startswith("postgres") and here.postgres is None:
-        pytest.skip(f"no Postgres at {faults.POSTGRES}")
+    if not faults.possible(here, fault):
+        pytest.skip(f"{fault}: a small disk needs root, Postgres a server at {faults.POSTGRES}")
     found = faults.suffer(here, fault, 0)
     assert found["yesterday_after"] == "published"
     assert says in found["message"]
