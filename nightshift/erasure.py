@@ -31,8 +31,8 @@ other text's."""
 SHORT = 12
 """A shorter text is hidden only where it stands alone: "ok" is a word of many texts."""
 LEAST_CUT = 8
-"""Bytes of a text's beginning by which it is known where a row breaks off: three Chinese characters,
-or eight Latin ones."""
+"""Bytes of a text's beginning by which it is known where a row breaks off: three Chinese
+characters, or eight Latin ones."""
 MARK = "[forgotten]"
 OF_IDS = ("exemplars", "topics")
 """Keys of figures under which ids of documents stand."""

@@ -50,7 +50,7 @@ def test_a_row_as_its_file_had_it_is_known_before_it_was_cleaned() -> None:
 
 
 HEADLINE = "北京地铁十号线停运"
-LETTER = "Dear Sir,\nI am Zelda Marchbanks 🙂 and this is 北京: where is my parcel, the \"red\" one?"
+LETTER = 'Dear Sir,\nI am Zelda Marchbanks 🙂 and this is 北京: where is my parcel, the "red" one?'
 OF_TWO = Forgotten(frozenset({"r-1041"}), [HEADLINE, LETTER, "ok"])
 
 
