@@ -254,7 +254,7 @@ def test_a_new_class_must_be_met_by_one_right_row_unless_no_row_can_tell() -> No
 
 def test_too_few_rows_of_known_classes_prefer_nobody() -> None:
     # Nine equal answers have an interval without any width, which proves nothing.
-    truth = ROWS[:9] + ["c"]
+    truth = [*ROWS[:9], "c"]
     _, told = compared([*ROWS[:9], "a"], [*ROWS[:9], "c"], truth)
     assert told.decision == "kept"
     assert "not proved better" in told.reason
