@@ -28,6 +28,7 @@ from nightshift.errors import BundleError, ConfigError, PassingError
 from nightshift.integrity import load_as_made, note_files, verify
 from nightshift.pipeline import load_settings
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
+from tasks.judging import judged
 from tasks.publish import requirements
 from tasks.tracking import (
     CHAMPION,
@@ -166,6 +167,12 @@ def planted(folder: Path, trace: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_model_that_is_another_than_the_night_named_judges_nothing(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    with pytest.raises(BundleError, match=r"found model [0-9a-f]{16}, expected 0123456789abcdef"):
+        judged(folder, "0123456789abcdef", TEXTS, "cpu")
+
+
 def test_compiled_code_beside_a_bundle_is_never_run(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     planted(folder, tmp_path / "trace")
@@ -285,6 +292,14 @@ def test_mlflow_runs_no_file_that_was_added_to_a_bundle(house: House, tmp_path: 
     extra.unlink()
     assert set(served(house, version).predict(pd.DataFrame({"text": TEXTS}))["error"]) == {None}
     assert not trace.exists()
+
+
+def test_the_signature_tells_what_an_answer_has(house: House) -> None:
+    loaded = served(house, 1)
+    outputs = loaded.metadata.signature.outputs
+    found = loaded.predict(pd.DataFrame({"text": TEXTS}), params={"embeddings": True})
+    assert {*found.columns} == {*outputs.input_names()}
+    assert not any(one.required for one in outputs.inputs)
 
 
 def test_code_that_fails_to_import_fails_again_the_next_time(house: House) -> None:
