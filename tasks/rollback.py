@@ -80,6 +80,7 @@ def roll_back(night: Night) -> None:
                 "loose": then["figures"].get("loose", []),
                 # Names that people gave since then went back, too: the next night leaves them.
                 "words_undone": previous["figures"].get("words", 0),
+                "bundle_code": then["figures"].get("bundle_code") or then["code_version"],
                 "trained": False,
                 "promoted": False,
                 "outcome": words,
@@ -111,7 +112,8 @@ def _clusters_of_then(
     assert night.previous is not None
     lake, ids = night.lake, clusters.ids if clusters else []
     last = {row["cluster_id"]: row for row in living(lake, night.previous["night"])}
-    now: Places = {**current_assignments(lake, but=night.name)}
+    # A night that failed, and is worked again later, may have left some of its own.
+    now: Places = {**current_assignments(lake, until=night.previous["number"])}
     back = _places(night, clusters, then, now)
     place = {one: index for index, one in enumerate(ids)}
     doc_ids = sorted(back)
@@ -144,9 +146,10 @@ def _places(night: Night, clusters: Clusters | None, then: dict[str, Any], now: 
     """
     if clusters is None:
         return dict.fromkeys(now, (UNASSIGNED, None))
-    old = current_assignments(night.lake, but=night.name, until=then["number"])
+    old = current_assignments(night.lake, until=then["number"])
     near = _nearest(night.lake, then["model_id"], clusters, {*now} - {*old})
-    kept = {one: there for one, there in now.items() if there[0] in {*clusters.ids}}
+    living_then = {*clusters.ids}
+    kept = {one: there for one, there in now.items() if there[0] in living_then}
     return dict.fromkeys(now, (UNASSIGNED, None)) | kept | near | old
 
 

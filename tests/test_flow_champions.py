@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from flows.champions import as_lines, champion_at, promote, roll_back
 from flows.clusters import journal_of
 from flows.lineage import as_lines as lineage_lines
 from flows.lineage import lineage
+from flows.replaying import replay
 from nightshift.corpus import current_assignments
-from nightshift.errors import ConfigError, NightError, PassingError
+from nightshift.errors import ConfigError, NightError, PassingError, ReplayError
 from nightshift.pipeline import load_settings
+from tasks.promote import by_other_code
 from tasks.tracking import champion_bundle
 
 
@@ -196,6 +199,27 @@ def test_a_rollback_to_another_model_is_kept_by_an_empty_night(regretted: House)
     assert was == now
 
 
+def test_a_night_of_a_rollback_is_not_replayed_and_says_what_it_was(regretted: House) -> None:
+    with pytest.raises(ReplayError, match="went back to version 1, and nothing was computed"):
+        replay(
+            load_settings(regretted.config), regretted.name, night(regretted, "rollback-1")["night"]
+        )
+
+
+def test_a_decision_says_that_the_champions_version_was_made_by_other_code(
+    regretted: House,
+) -> None:
+    # It went back to version 1, whose night was worked by code of long ago.
+    rows_now = {row["night"]: row for row in regretted.lake.nights()}
+    back = night(regretted, "rollback-1")
+    assert back["figures"]["bundle_code"] == rows_now["n1"]["code_version"]
+    old = {**back, "figures": {**back["figures"], "bundle_code": "0.0.9+old"}}
+    for previous, words in ((back, ""), (old, "was made by 0.0.9+old"), (None, "")):
+        before: Any = SimpleNamespace(previous=previous, before=(previous or {}).get("figures", {}))
+        assert words in by_other_code(before)
+        assert bool(words) == bool(by_other_code(before))
+
+
 def test_a_second_rollback_does_not_return_to_what_was_gone_back_from(regretted: House) -> None:
     settings, before = str(regretted.config), len(regretted.lake.nights())
     with pytest.raises(ConfigError, match=r"versions 4.* somebody went back from each.*--to"):
@@ -336,6 +360,8 @@ def test_a_challenger_waits_for_a_person_who_makes_it_champion(story: House) -> 
     assert told["trained"]["tables"]["documents"] == fourth["versions"]["documents"]
     with pytest.raises(ConfigError, match="is champion already"):
         promote(story.name, waiting, "again", "ben", str(story.config))
+    with pytest.raises(ReplayError, match=r"promoted version \d+, and documents were"):
+        replay(load_settings(story.config), story.name, last["night"])
 
 
 def test_versions_that_cannot_become_champion_change_nothing(story: House) -> None:
@@ -405,12 +431,33 @@ def test_a_rollback_does_not_wait_for_a_night_that_fails(house: House) -> None:
     first, back = night(house, "n1"), night(house, "rollback")
     assert house.lake.published()["night"] == back["night"]
     assert aliases(house)["champion"] == first["registry_version"]
+    # The clusters that the failed night left are not those of the night before it.
+    assert any(row["night"] == "n3" for row in house.lake.read("assignments").to_pylist())
+    assert assigned(house, back["night"]) == assigned(house, "n1")
+    assert living(house, back["night"]) == living(house, "n1")
     (reports / "n3.part").rmdir()
     house.work("n4")
     assert [row["night"] for row in house.lake.nights()][2:] == [back["night"], "n3", "n4"]
     assert {row["state"] for row in house.lake.nights()} == {"published"}
     assert house.lake.published()["model_id"] == first["model_id"]
     assert len(house.table("documents")) == 3 * 65
+
+
+def test_a_promotion_that_an_unfinished_night_makes_is_not_made_twice(house: House) -> None:
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "manual", seed=5)
+    house.work("n2")
+    waiting = aliases(house)["challenger"]
+    page = house.folder / "reports" / house.name / f"{date.today()}-promote-{waiting}.part"
+    page.mkdir()  # a folder where the page should be: the night fails late
+    with pytest.raises(OSError, match=r"\.part"):
+        promote(house.name, waiting, "good", "ben", str(house.config))
+    page.rmdir()
+    with pytest.raises(ConfigError, match=r"is champion by now, as version .* left unfinished"):
+        promote(house.name, waiting, "good", "ben", str(house.config))
+    assert [row["state"] for row in house.lake.nights()] == ["published"] * 3
+    assert house.lake.published()["model_id"] == tags(house, waiting)["nightshift.model_id"]
 
 
 # Goes back, and dies by SIGKILL the moment before a table's second commit, or before the aliases.
