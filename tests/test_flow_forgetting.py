@@ -349,7 +349,8 @@ def test_versions_of_models_are_left_and_named(forgotten: dict[str, Any]) -> Non
 
 def test_an_artifact_that_is_no_utf8_stops_no_forgetting(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db", f"sqlite:///{SCRATCH}/mlflow.db")
-    run = client.create_run(client.create_experiment("not-utf-8")).info.run_id
+    experiment = client.create_experiment("not-utf-8", (tmp_path / "kept").as_uri())
+    run = client.create_run(experiment).info.run_id
     for name in ("left.txt", "edited.txt"):
         (tmp_path / name).write_bytes(f"caf\xe9 {name}".encode("latin-1"))
         client.log_artifact(run, str(tmp_path / name))
