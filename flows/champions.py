@@ -14,7 +14,7 @@ from nightshift.bundle import Bundle
 from nightshift.errors import ConfigError, NightError
 from nightshift.journal import LONGEST_REASON, cleaned, login
 from nightshift.pipeline import Settings, load_settings
-from nightshift.retention import prunings, told
+from nightshift.retention import prunings, to_go_back_to, told
 from nightshift.tables import Lake
 from tasks.stage import ModelRef, Turn
 from tasks.tracking import MODEL_REF_TAG, Registry, be_brief, bundle_of, versions_of
@@ -50,7 +50,8 @@ def roll_back(
     pipeline: str, version: int | None, reason: str, by: str | None,
     config: str = "pipelines.yaml",
 ) -> Any:  # fmt: skip
-    """Let a version that was champion before answer again; by default the last other model.
+    """Let a version that was champion before answer again; by default that of the last other model
+    that nobody went back from.
 
     Returns: a `Finished` night.
     Raises: ConfigError where there is nothing to go back to, the version was never champion, or no
@@ -59,14 +60,8 @@ def roll_back(
     said, settings = _said(reason, by), load_settings(Path(config))
     rows = _published(_lake(settings, pipeline), pipeline)
     now = rows[-1]
-    others = [row for row in rows if row["model_id"] not in (None, now["model_id"])]
     if version is None:
-        if not others:
-            raise ConfigError(
-                f"rollback: {pipeline} never had another model than that of version "
-                f"{now['registry_version']}. Nothing was changed."
-            )
-        version = int(others[-1]["registry_version"])
+        version = _last_good(rows, pipeline)
     if version == now["registry_version"]:
         raise ConfigError(f"rollback: version {version} is champion. Nothing was changed.")
     known = sorted({int(row["registry_version"]) for row in rows if row["registry_version"]})
@@ -77,6 +72,25 @@ def roll_back(
         )
     model = _model_of(settings, pipeline, version)
     return _turn("rollback", settings, pipeline, version, model, said, config)
+
+
+def _last_good(rows: list[dict[str, Any]], pipeline: str) -> int:
+    """The version that a rollback without `--to` goes to."""
+    now, back = rows[-1], to_go_back_to(rows)
+    if back is not None:
+        return int(back["registry_version"])
+    others = {int(row["registry_version"]) for row in rows
+              if row["model_id"] not in (None, now["model_id"])}  # fmt: skip
+    if not others:
+        raise ConfigError(
+            f"rollback: {pipeline} never had another model than that of version "
+            f"{now['registry_version']}. Nothing was changed."
+        )
+    raise ConfigError(
+        f"rollback: version {now['registry_version']} is champion, and of the other models that "
+        f"were (versions {', '.join(map(str, sorted(others)))}) somebody went back from each. If "
+        "you want one of them all the same, name it: --to VERSION. Nothing was changed."
+    )
 
 
 def _said(reason: str, by: str | None) -> dict[str, str]:
@@ -149,26 +163,30 @@ def champion_at(settings: Settings, pipeline: str, at: str | None = None) -> dic
     Args: a date (its end, local time) or an ISO moment; now without one.
     Raises: ConfigError for anything else, NightError where there was no champion yet.
     """
-    lake, moment = _lake(settings, pipeline), _moment(at)
+    lake, when = _lake(settings, pipeline), moment(at)
     rows = _published(lake, pipeline)
-    before = [row for row in rows if row["finished"] <= moment]
+    before = [row for row in rows if row["finished"] <= when]
     if not before or before[-1]["model_id"] is None:
         first = next((row["finished"] for row in rows if row["model_id"]), None)
         words = f"its first came at {_local(first)}" if first else "no night had a model"
-        raise NightError(f"champion: {pipeline} had no champion at {_local(moment)}; {words}.")
+        raise NightError(f"champion: {pipeline} had no champion at {_local(when)}; {words}.")
     now = before[-1]
-    reign = _reign(rows, rows.index(now))
+    reign = _reign(rows, rows.index(now), "registry_version")
+    # A night that finds other clusters makes another version of the model that it found champion.
+    chosen = _reign(rows, rows.index(now), "model_id")
+    until_now = {row["night"] for row in chosen if row["number"] <= now["number"]}
     own = _decisions(lake, rows, now["model_id"])
-    made = [row for row in own if row["decision"] in MADE and row["night"] == reign[0]["night"]]
+    made = [row for row in own if row["decision"] in MADE and row["night"] in until_now]
     after = rows[rows.index(reign[-1]) + 1 :]
     gone = prunings(lake, kind="model", subject=str(now["registry_version"]))
     return {
         "pipeline": pipeline,
-        "at": moment.isoformat(timespec="seconds"),
+        "at": when.isoformat(timespec="seconds"),
         "version": now["registry_version"],
         "model_id": now["model_id"],
         "night": now["night"],
         "since": reign[0]["finished"].isoformat(timespec="seconds"),
+        "model_since": chosen[0]["finished"].isoformat(timespec="seconds"),
         "until": after[0]["finished"].isoformat(timespec="seconds") if after else None,
         "replaced_by": after[0]["registry_version"] if after else None,
         "figures": now["figures"].get("quality"),
@@ -196,7 +214,8 @@ def night_of_training(
     return next((row for row in rows if row["night"] == first), None)
 
 
-def _moment(at: str | None) -> datetime:
+def moment(at: str | None) -> datetime:
+    """A date (its end, local time) or an ISO moment; now without one. Raises: ConfigError."""
     if at is None:
         return datetime.now(UTC)
     try:
@@ -210,12 +229,12 @@ def _moment(at: str | None) -> datetime:
         ) from None
 
 
-def _reign(rows: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:
-    """The nights on end in which one model answered, around a night of them."""
-    model, first, last = rows[place]["model_id"], place, place
-    while first > 0 and rows[first - 1]["model_id"] == model:
+def _reign(rows: list[dict[str, Any]], place: int, key: str) -> list[dict[str, Any]]:
+    """The nights on end in which one version, or one model, answered, around a night of them."""
+    its, first, last = rows[place][key], place, place
+    while first > 0 and rows[first - 1][key] == its:
         first -= 1
-    while last + 1 < len(rows) and rows[last + 1]["model_id"] == model:
+    while last + 1 < len(rows) and rows[last + 1][key] == its:
         last += 1
     return rows[first : last + 1]
 
@@ -251,10 +270,13 @@ def as_lines(found: dict[str, Any]) -> Iterator[str]:
     until = f"until {_local(datetime.fromisoformat(found['until']))}" if found["until"] else "on"
     after = f", then version {found['replaced_by']}" if found["replaced_by"] else ""
     yield f"  champion  from {since} {until}{after}; last published by night {found['night']}"
+    if found["model_since"] != found["since"]:
+        its = _local(datetime.fromisoformat(found["model_since"]))
+        yield f"  model     champion since {its}; this version has other clusters"
     if found["gone"]:
         yield f"  gone      the model was {found['gone']}: it cannot answer again"
     if found["decision"]:
-        yield f"  because   {found['decision']['reason']}"
+        yield from _because(found["decision"])
     if found["trained"]:
         its = found["trained"]
         labels = f"{its['labels']:,} labels of {its['classes']} classes, " if its["labels"] else ""
@@ -267,6 +289,18 @@ def as_lines(found: dict[str, Any]) -> Iterator[str]:
         yield (
             f"  test      accuracy {its['accuracy']:.4f}, macro-F1 {its['macro_f1']:.4f} on "
             f"{int(its['rows']):,} rows"
+        )
+
+
+def _because(made: dict[str, Any]) -> Iterator[str]:
+    yield f"  because   {made['reason']}"
+    policy = f", promotion.policy {made['policy']}" if made["policy"] else ""
+    yield f"  decided   by {made['by']} in night {made['night']}{policy}"
+    if made["rows"] and made["low"] is not None:
+        yield (
+            f"  compared  {made['metric']} {made['challenger_score']:.4f} against "
+            f"{made['champion_score']:.4f} on {made['rows']:,} gate rows, 95% interval of the lead "
+            f"{made['low']:+.4f} to {made['high']:+.4f}"
         )
 
 

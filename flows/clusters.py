@@ -52,6 +52,8 @@ class Past:
     """The newest word about each cluster."""
     loose: list[dict[str, Any]]
     """The newest night's unassigned in groups, the tightest first."""
+    words_undone: int = 0
+    """The last word about names that a rollback took back."""
 
     @property
     def tonight(self) -> list[dict[str, Any]]:
@@ -91,7 +93,7 @@ def past_of(settings: Settings, pipeline: str) -> Past:
     order = {row["night"]: place for place, row in enumerate(done)}
     past = Past(
         pipeline, lake, newest["versions"], newest["finished"], list(order), [], journal.names(),
-        newest["figures"].get("loose", []),
+        newest["figures"].get("loose", []), newest["figures"].get("words_undone", 0),
     )  # fmt: skip
     rows = [row for row in past.read("clusters", READ).to_pylist() if row["night"] in order]
     past.rows.extend(sorted(rows, key=lambda row: order[row["night"]]))
@@ -151,7 +153,7 @@ def _naming(past: Past, row: dict[str, Any]) -> dict[str, Any]:
 
 def _waits(past: Past, row: dict[str, Any], word: Name) -> bool:
     """Whether the newest night did not know the word yet; never of a cluster that ended before."""
-    if row["night"] != past.nights[-1]:
+    if row["night"] != past.nights[-1] or word.number <= past.words_undone:
         return False
     if word.name is None:
         return row["named_by"] is not None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def _with_words(lake: Lake, found: Forgotten, base: dict[str, int | None]) -> Fo
     for row in lake.nights():
         words |= {word for one in row["figures"].get("loose", []) for word in one["keywords"]}
     only = words_only_of(lake, found, words, base["documents"])
-    return Forgotten(found.doc_ids, found.texts, found.cleaning, only)
+    return replace(found, words=only)
 
 
 def _bury(

@@ -181,6 +181,8 @@ def night(
         for earlier in _unfinished(lake, name):
             log.info("night     finishing %s first, which was left unfinished", earlier)
             _work(settings, pipeline, declared, lake, earlier, frozenset())
+        if said is not None:
+            _not_yet(lake, name, said)
         return _work(settings, pipeline, declared, lake, name, redo, said, given)
 
 
@@ -245,6 +247,20 @@ def turn_name(lake: Lake, turn: Turn) -> str:
     name = f"{date.today().isoformat()}-{turn.kind}-{turn.version}"
     more = (f"{name}-{count}" for count in range(2, len(taken) + 3))
     return next(one for one in (name, *more) if one not in taken)
+
+
+def _not_yet(lake: Lake, name: str, turn: Turn) -> None:
+    """A person's promotion that a night finished just now has made is not made again.
+
+    Raises: ConfigError.
+    """
+    rows, last = {row["night"] for row in lake.nights()}, lake.published()
+    if name not in rows and last is not None and last["model_id"] == turn.model.model_id:
+        raise ConfigError(
+            f"promote: the model of version {turn.version} is champion by now, as version "
+            f"{last['registry_version']}: night {last['night']}, which was left unfinished, made "
+            "it. Nothing else was changed."
+        )
 
 
 def _make_room(lake: Lake) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -21,7 +22,7 @@ import pyarrow as pa
 from flows.reading import cell, new_csv, texts_alone, texts_of_lines
 from nightshift.errors import ConfigError, SourceError
 from nightshift.files import by_extension
-from nightshift.lines import DamagedError
+from nightshift.lines import DamagedError, open_bytes
 from nightshift.parquet import open_parquet, read_batches, values_of
 from nightshift.rows import make_row
 from nightshift.sources import whole_columns, whole_records
@@ -39,6 +40,8 @@ ADDED = pa.schema([
 ANSWERED: dict[str, Any] = dict.fromkeys(ADDED.names[:-1])
 """What every answer has, whatever the model and the text."""
 ENDINGS = (".parquet", ".csv", ".jsonl")
+STORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How an address begins; a path has lost one of its two slashes."""
 CHUNK = 1_000
 GROUP_BYTES = 16 << 20
 """About so much of a Parquet file is written at once: chunks would be very small row groups."""
@@ -116,6 +119,11 @@ def score_file(
 
 def check_places(file: str, out: Path) -> None:
     """Raises: ConfigError where the file is not there, or `out` is not a place for the answers."""
+    if STORE.match(str(out)):
+        raise ConfigError(
+            f"predict: found --out {out}, expected a path on this machine, not an address. Write "
+            "it here, and copy it there when it is whole."
+        )
     if out.suffix not in ENDINGS:
         raise ConfigError(f"predict: found --out {out.name}, expected a name in "
                           f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")  # fmt: skip
@@ -163,7 +171,7 @@ def _answers(
 def _opened(file: str, source: SourceConfig) -> Iterator[Opened]:
     kind, compression = by_extension(file)
     if file == "-" or kind in (None, "text"):
-        with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as stream:
+        with nullcontext(sys.stdin.buffer) if file == "-" else open_bytes(file) as stream:
             lines = (({"text": line}, None) for line in texts_of_lines(stream))
             yield Opened(pa.schema([("text", pa.string())]), None, _of_records(lines, "text"))
         return

@@ -127,13 +127,14 @@ def texts_of_file(path: str, source: SourceConfig) -> Iterator[str]:
     Raises: ConfigError for a file that is not there, SourceError for a table without the column.
     """
     from nightshift.files import by_extension
+    from nightshift.lines import open_bytes
     from nightshift.sources import read_rows
 
     kind, _ = by_extension(path)
     if "://" not in path and not Path(path).is_file():
         raise ConfigError(f"predict: no file {path}. Give another, or - for standard input.")
     if kind in (None, "text"):
-        with Path(path).open("rb") as stream:
+        with open_bytes(path) as stream:
             yield from texts_of_lines(stream)
         return
     for rows in read_rows(path, texts_alone(path, source)):

@@ -131,10 +131,16 @@ def _found(lake: Lake, pipeline: str, night: str) -> tuple[dict[str, Any], list[
             f"replay: night {night} of {pipeline} is {row['state']}, and only a published night "
             f"can be replayed. Finish it: nightshift run {pipeline} --night {night}"
         )
-    if row["figures"].get("turn"):
+    if turn := row["figures"].get("turn"):
+        did = (
+            "went back to version {version}, and nothing was computed"
+            if turn["kind"] == "rollback"
+            else "promoted version {version}, and documents were labelled and grouped by a model "
+            "of an earlier night, which a replay does not have"
+        ).format(version=turn["version"])
         raise ReplayError(
-            f"replay: in night {night} of {pipeline} a person turned to another model; nothing was "
-            "learned. Replay the night that trained it: nightshift champion says which."
+            f"replay: in night {night} of {pipeline} a person {did}. Replay the night that trained "
+            "the model: nightshift champion says which."
         )
     if not row["manifest"]:
         raise ReplayError(

@@ -49,11 +49,12 @@ def current_labels(lake: Lake, but: str | None = None, by: str | None = None) ->
 
 
 def current_assignments(
-    lake: Lake, but: str | None = None, version: int | None = None
+    lake: Lake, but: str | None = None, version: int | None = None, until: int | None = None
 ) -> dict[str, tuple[str, float]]:
     """Cluster id and distance by document: the newest change of each. Nights count by their number.
 
-    Args: `but`, a night whose rows are about to be replaced; a version that is not the newest.
+    Args: `but`, a night whose rows are about to be replaced; a version that is not the newest; the
+    number of the last night that counts.
     """
     order = {row["night"]: row["number"] for row in lake.nights()}
     columns = ["night", "doc_id", "cluster_id", "distance"]
@@ -61,6 +62,8 @@ def current_assignments(
     changes = lake.read("assignments", columns, others, version).to_pydict()
     rows = zip(*(changes[name] for name in columns), strict=True)
     newest_last = sorted(rows, key=lambda row: order.get(row[0], 0))
+    if until is not None:
+        newest_last = [row for row in newest_last if order.get(row[0], 0) <= until]
     return {doc_id: (cluster_id, far) for _, doc_id, cluster_id, far in newest_last}
 
 

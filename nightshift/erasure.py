@@ -30,6 +30,9 @@ HEAD, LEAST = 64, 20
 other text's."""
 SHORT = 12
 """A shorter text is hidden only where it stands alone: "ok" is a word of many texts."""
+LEAST_CUT = 8
+"""Bytes of a text's beginning by which it is known where a row breaks off: three Chinese
+characters, or eight Latin ones."""
 MARK = "[forgotten]"
 OF_IDS = ("exemplars", "topics")
 """Keys of figures under which ids of documents stand."""
@@ -41,6 +44,12 @@ NODE = re.compile(r"(?<=>)[^<>]+(?=<)")
 ARTICLE = re.compile(r'<article class="answer" data-doc="([^"]*)">.*?</article>', re.DOTALL)
 PARTS = re.compile(r"(, | · )")
 FRAME = "…\u2068\u2069\"' "
+AROUND = frozenset("\"',;|:{}[]<>=")
+"""What stands around a field in a row that could not be read."""
+BETWEEN = re.compile(r"[\t\r\n|]+")
+ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+ESCAPED = {"b": " ", "f": " ", "n": "\n", "r": "\r", "t": "\t"}
+HALF_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?$")
 
 
 def forgotten_digests(lake: Lake) -> frozenset[str]:
@@ -54,12 +63,14 @@ class Forgotten:
     """Documents to be forgotten, and how to know them where their texts are shown.
 
     texts: as they stand in `documents`. words: clusters' words that no other document has.
+    places: rows of source files in which they stood.
     """
 
     doc_ids: frozenset[str]
     texts: list[str]
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     words: frozenset[str] = frozenset()
+    places: frozenset[tuple[str, int]] = frozenset()
 
     @cached_property
     def _lines(self) -> list[str]:
@@ -86,8 +97,37 @@ class Forgotten:
         return len(line) >= LEAST and any(line in one for one in self._lines)
 
     def shows_raw(self, raw: str) -> bool:
-        """The same of a row as its file had it, before anything was cleaned."""
-        return self.shows(raw) or self.shows(clean(raw, self.cleaning))
+        """The same of a row as its file had it: not cleaned, escaped, perhaps broken off.
+
+        There a short text is one that fills a field, and the id of a document tells of it, too.
+        """
+        return any(
+            self.shows(one) or self._fills_a_field(one) or self._breaks_off(one)
+            for view in _views(raw)
+            for one in (view, clean(view, self.cleaning))
+        ) or any(self.shows(one) for view in _views(raw) for one in BETWEEN.split(view))
+
+    @cached_property
+    def _fields(self) -> list[str]:
+        """What is looked for as a whole field: short texts, and ids that are no plain numbers."""
+        return [
+            *(one for one in self._lines if 0 < len(one) < SHORT),
+            *(one for one in self.doc_ids if one and not one.isdigit()),
+        ]
+
+    def _fills_a_field(self, said: str) -> bool:
+        line = " ".join(said.split())
+        return any(_stands_alone(one, line) for one in self._fields)
+
+    def _breaks_off(self, said: str) -> bool:
+        """Whether a row ends in a field that begins as one of the texts does."""
+        line = _line(said)
+        return any(
+            line.endswith(one[:size]) and line[: -size or None][-1:] in AROUND
+            for one in self._lines
+            for size in range(1, min(HEAD, len(one), len(line) - 1) + 1)
+            if len(one[:size].encode()) >= LEAST_CUT
+        )
 
     def page(self, page: str) -> str:
         """An HTML page or an SVG picture with a mark in place of every line that shows them."""
@@ -153,6 +193,33 @@ class Forgotten:
         return "\n".join(MARK if self.shows(one) else one for one in said.split("\n"))
 
 
+def _views(raw: str) -> set[str]:
+    """A row as it stands, and as JSON, CSV, or JSON within CSV would be read."""
+    plain = raw.replace('""', '"')
+    return {raw, plain, _unescaped(raw), _unescaped(plain)}
+
+
+def _unescaped(raw: str) -> str:
+    """Without JSON's escapes; one that is cut in half at the end is left out."""
+    whole = ESCAPE.sub(
+        lambda found: chr(int(found[1], 16)) if found[1] else ESCAPED.get(found[2], found[2]),
+        HALF_ESCAPE.sub("", raw),
+    )
+    # Two escapes make one character beyond the first 65,536.
+    return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _stands_alone(field: str, line: str) -> bool:
+    """Whether a field stands in a line with nothing but what parts fields around it."""
+    at = line.find(field)
+    while at >= 0:
+        end = at + len(field)
+        if (not at or line[at - 1] in AROUND) and (end == len(line) or line[end] in AROUND):
+            return True
+        at = line.find(field, at + 1)
+    return False
+
+
 def _line(text: str) -> str:
     """A text as pages show it: on one line, without what they put around it."""
     return " ".join(fit(text).split()).strip(FRAME)
@@ -163,10 +230,11 @@ def find(
 ) -> tuple[Forgotten, list[dict[str, Any]]]:
     """The documents of some ids, and their rows without the texts."""
     wanted = pa.array(sorted(set(doc_ids)), pa.string())
-    columns = ["doc_id", "text", "content_digest", "source_file", "night"]
+    columns = ["doc_id", "text", "content_digest", "source_file", "row", "night"]
     rows = lake.read("documents", columns, pc.field("doc_id").isin(wanted), version).to_pylist()
     texts = [row.pop("text") for row in rows]
-    return Forgotten(frozenset(wanted.to_pylist()), texts, cleaning), rows
+    places = frozenset((row["source_file"], row["row"]) for row in rows)
+    return Forgotten(frozenset(wanted.to_pylist()), texts, cleaning, places=places), rows
 
 
 def words_only_of(
@@ -252,8 +320,12 @@ def _nameless(forgotten: Forgotten, batch: pa.RecordBatch) -> tuple[pa.RecordBat
 
 
 def _unreadable(forgotten: Forgotten, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
-    raw = batch.column("raw").to_pylist()
-    kept = ["" if one and forgotten.shows_raw(one) else one for one in raw]
+    raw, *where = (batch.column(one).to_pylist() for one in ("raw", "source_file", "row"))
+    # The row in which a document stood, refused when its file came again, tells of it too.
+    kept = [
+        "" if one and (place in forgotten.places or forgotten.shows_raw(one)) else one
+        for one, place in zip(raw, zip(*where, strict=True), strict=True)
+    ]
     place = batch.schema.get_field_index("raw")
     changed = sum(one != other for one, other in zip(raw, kept, strict=True))
     return batch.set_column(place, "raw", pa.array(kept, pa.string())), changed

@@ -70,6 +70,31 @@ def fates(
     return tonight, [_end(old[column], shared[:, column], ids) for column in ended]
 
 
+def given_back(
+    ids: Sequence[str],
+    places: np.ndarray,
+    doc_ids: Sequence[str],
+    before: Mapping[str, str],
+    living: Iterable[str],
+) -> tuple[list[Fate], list[Fate]]:
+    """The same where it is known who is who: earlier clusters live again, as after a rollback.
+
+    Args: their ids; the place among them of each document, -1 for none, int64 (documents,); the
+    documents' ids and clusters until now; the clusters that live until now.
+    Returns: as `fates`. One that had ended comes out of whoever has its documents.
+    """
+    old = sorted({*living, *before.values()} - {UNASSIGNED})
+    shared = _shared(places, len(ids), doc_ids, before, old)
+    ended = [column for column, one in enumerate(old) if one not in ids]
+    lost = np.where(np.isin(np.arange(len(old)), ended), shared.sum(0), 0)
+    sizes = np.bincount(places[places >= 0], minlength=len(ids))
+    back = [
+        _fate(one, shared[row], int(sizes[row]), old, lost, one in old)
+        for row, one in enumerate(ids)
+    ]
+    return back, [_end(old[column], shared[:, column], [*ids]) for column in ended]
+
+
 def _shared(
     places: np.ndarray, k: int, doc_ids: Sequence[str], before: Mapping[str, str], old: list[str]
 ) -> np.ndarray:

@@ -7,9 +7,11 @@ travels in served bundles, and needs nothing but the standard library.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import importlib.util
 import json
 import sys
+import threading
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ def note_files(folder: Path) -> str:
 def verify(folder: Path) -> str:
     """Compare every file with what was written down; returns the digest of all of it.
 
-    Raises: BundleError naming each file that is missing, cut or altered.
+    Raises: BundleError naming each file that is missing, cut, altered, or was not there.
     """
     require(folder, (FILES,))
     try:
@@ -45,7 +47,22 @@ def verify(folder: Path) -> str:
             f"{folder}: found {', '.join(altered)} cut or altered since the night that wrote "
             f"{'it' if len(altered) == 1 else 'them'}. {_NEXT}"
         )
+    added = sorted({*_there(folder)} - {*noted, FILES})
+    if added:
+        raise BundleError(
+            f"{folder}: found {', '.join(added)}, which the night that wrote this bundle did not "
+            f"write: nothing of it is run. {_NEXT}"
+        )
     return digest(folder, [folder / FILES])
+
+
+def _there(folder: Path) -> list[str]:
+    """Files and links of a folder; what Python compiles beside a source is never run from here."""
+    return [
+        one.relative_to(folder).as_posix()
+        for one in folder.rglob("*")
+        if (one.is_symlink() or not one.is_dir()) and "__pycache__" not in one.parts
+    ]
 
 
 _NEXT = "Fetch these files again, or roll back to another version."
@@ -73,34 +90,92 @@ def digest(folder: Path, files: list[Path]) -> str:
 
 
 def load_as_made(folder: Path) -> Any:
-    """A verified bundle, read by the code that it brings: it answers as on the night it was made,
-    whatever version of Nightshift this is.
+    """A bundle, verified and read by the code that it brings: it answers as on the night it was
+    made, whatever version of Nightshift this is.
 
     Returns: the `Bundle` of that code. Raises: BundleError when it cannot be read.
     """
+    verify(folder)
     try:
-        return _own_code(folder / CODE).Bundle.load(folder)
+        return _own_code(folder).Bundle.load(folder)
+    except BundleError:
+        raise
     except Exception as error:  # errors of that code are classes of its own
         raise BundleError(str(error) or type(error).__name__) from error
 
 
+class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports modules of a package from bytes that were verified: no file is looked for, so neither
+    one that was added nor what Python compiled of another is ever run."""
+
+    def __init__(self, package: str, folder: Path, sources: dict[str, bytes]) -> None:
+        self._folder = folder
+        self._sources = {
+            package if name == "__init__" else f"{package}.{name}": source
+            for name, source in sources.items()
+        }
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Those of the package, and no others."""
+        if name not in self._sources:
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package="." not in name)
+
+    def exec_module(self, module: Any) -> None:
+        """Compile it now."""
+        name = module.__name__
+        file = self._folder / f"{name.partition('.')[2] or '__init__'}.py"
+        code = compile(self._sources[name], str(file), "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+
+
+_LOADING = threading.RLock()
+
+
 def _own_code(folder: Path) -> Any:
     """The bundle's module `bundle`, in a package that is named by what stands in its files."""
-    files = sorted(folder.glob("*.py"))
-    name = f"nightshift_bundle_{digest(folder, files)}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-            # All of them now: the folder may be gone when a function imports its neighbour.
-            for file in files:
-                importlib.import_module(f"{name}.{file.stem}")
-        except BaseException:
-            sys.modules.pop(name)
-            raise
-    return importlib.import_module(f"{name}.bundle")
+    sources = _sources(folder)
+    name = f"nightshift_bundle_{_named_by(sources)}"
+    with _LOADING:
+        if f"{name}.bundle" not in sys.modules:
+            _import(name, _Sources(name, folder / CODE, sources), sorted(sources))
+        return sys.modules[f"{name}.bundle"]
+
+
+def _sources(folder: Path) -> dict[str, bytes]:
+    """The listed modules, read once: what is run is what was compared.
+
+    Raises: BundleError for one that is not as it was written down.
+    """
+    noted: dict[str, str] = json.loads((folder / FILES).read_text(encoding="utf-8"))
+    listed = [one for one in noted if one.startswith(f"{CODE}/") and one.endswith(".py")]
+    found = {Path(one).stem: (folder / one).read_bytes() for one in sorted(listed)}
+    altered = [one for one in listed if _digest_of(one, found[Path(one).stem]) != noted[one]]
+    if altered:
+        raise BundleError(f"{folder}: found {', '.join(altered)} altered. {_NEXT}")
+    return found
+
+
+def _digest_of(name: str, content: bytes) -> str:
+    """As `digest` has it of one file."""
+    head = f"{name}\n{len(content)}\n".encode()
+    return blake2b(head + content, digest_size=16).hexdigest()
+
+
+def _named_by(sources: dict[str, bytes]) -> str:
+    return blake2b(repr(sorted(sources.items())).encode(), digest_size=16).hexdigest()
+
+
+def _import(name: str, finder: _Sources, modules: list[str]) -> None:
+    """All modules now: functions that import a neighbour later find it here."""
+    sys.meta_path.insert(0, finder)
+    try:
+        for module in modules:
+            importlib.import_module(name if module == "__init__" else f"{name}.{module}")
+    except BaseException:
+        # Half of a package would answer the next time as if it were whole.
+        for one in [one for one in sys.modules if one == name or one.startswith(f"{name}.")]:
+            del sys.modules[one]
+        raise
+    finally:
+        sys.meta_path.remove(finder)

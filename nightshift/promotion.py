@@ -27,8 +27,8 @@ class PromotionConfig(Config):
 
     policy: Policy = "better"
     """better: the 95% interval of the lead lies above zero; not_worse: above -margin; always;
-    manual: a person says `nightshift promote`. A challenger that knows more classes need only not
-    be worse on the others."""
+    manual: a person says `nightshift promote`. For a challenger that knows more classes it is
+    enough not to be worse on the others, and to be right on a gate row of the new ones, if any."""
     metric: Metric = "accuracy"
     """What is compared on the gate rows."""
     resamples: int = Field(default=1000, ge=100, le=100_000)
@@ -40,7 +40,8 @@ class PromotionConfig(Config):
     floors: dict[str, float] = Field(default_factory=dict)
     """How much accuracy no slice may lose more of: {language: 0.05}, or any column."""
     min_rows: int = Field(default=10, ge=1)
-    """Gate rows below which a class or slice says too little to refuse a challenger."""
+    """Gate rows below which a class or slice says too little to refuse a challenger, and those of
+    known classes too little to prefer one for the new classes that it knows."""
     slower: float | None = Field(default=None, ge=1)
     """How many times the champion's time per document a challenger may take; null for any."""
 
@@ -82,6 +83,8 @@ class Comparison:
     """The rows of classes that both know, where the challenger knows more; None without any."""
     more_classes: list[str]
     """What the challenger knows and the champion does not."""
+    more_right: tuple[int, int]
+    """Of these classes, gate rows that the challenger has right, and all."""
     wins: int
     """Rows that only the challenger has right."""
     losses: int
@@ -152,6 +155,7 @@ def compare(
             config,
         ) if shared else None,
         more_classes=more,
+        more_right=_right_of(truth, challenger.answers, {*more}),
         wins=wins,
         losses=losses,
         p_value=mcnemar(wins, losses),
@@ -179,20 +183,40 @@ def judge(found: Comparison, config: PromotionConfig) -> Verdict:
 
 def _proved(found: Comparison, config: PromotionConfig) -> tuple[bool, str]:
     """Whether the challenger's lead is enough, and in words."""
-    pair = found.known
-    if found.more_classes and pair is not None:
-        more = f"it knows {_listed(found.more_classes)}, which the champion does not"
-        if pair.high >= -config.margin:
-            return True, f"the challenger is better: {more}; {_scores(found)}"
-        return False, (
-            f"the challenger is worse on the {pair.rows} gate rows of classes that both know "
-            f"({pair.lead:+.4f}), although {more}; {_scores(found)}"
-        )
+    known = found.known
+    if found.more_classes and known is not None and known.rows >= config.min_rows:
+        return _knows_more(found, known, config)
     if config.policy == "not_worse":
         proved, said = found.whole.low >= -config.margin, "not worse"
     else:
         proved, said = found.whole.low > 0, "better"
     return proved, f"the challenger is {'' if proved else 'not '}proved {said}: {_scores(found)}"
+
+
+def _knows_more(found: Comparison, known: Pair, config: PromotionConfig) -> tuple[bool, str]:
+    """The same of a challenger that knows classes which the champion cannot say.
+
+    Where it is not worse on the others, these are reason enough. Where few rows cannot tell that it
+    is not, it must be better on all of them together, and not behind on the others by the margin.
+    """
+    right, rows = found.more_right
+    which = f"knows {_listed(found.more_classes)}, which the champion does not"
+    told = f"right on {right} of {rows} gate rows of them" if rows else "no gate row tells how well"
+    others = (
+        f"on the {known.rows} gate rows of classes that both know (lead {known.lead:+.4f}, 95% "
+        f"interval {known.low:+.4f} to {known.high:+.4f})"
+    )
+    if known.lead < -config.margin:
+        said, proved = f"worse {others}, although it {which} ({told})", False
+    elif rows and not right:
+        said, proved = f"said to know {_listed(found.more_classes)}, but {told}", False
+    elif known.low >= -config.margin:
+        said, proved = f"not worse {others}, and {which} ({told})", True
+    elif found.whole.low > 0:
+        said, proved = f"proved better, and {which} ({told})", True
+    else:
+        said, proved = f"not proved to be no worse {others}, although it {which} ({told})", False
+    return proved, f"the challenger is {said}; {_scores(found)}"
 
 
 def _lost(found: Comparison, config: PromotionConfig) -> Iterator[str]:
@@ -221,6 +245,12 @@ def _scores(found: Comparison) -> str:
 
 def _listed(words: list[str]) -> str:
     return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if words[SHOWN:] else "")
+
+
+def _right_of(truth: list[str], answers: list[str], classes: set[str]) -> tuple[int, int]:
+    """Rows of some classes that are answered rightly, and all of them."""
+    own = [label == said for label, said in zip(truth, answers, strict=True) if label in classes]
+    return sum(own), len(own)
 
 
 def _pair(truth: list[str], one: list[str], two: list[str], config: PromotionConfig) -> Pair:

@@ -102,6 +102,27 @@ def beyond(nights: list[dict[str, Any]], newest: int | None) -> list[dict[str, A
     return [] if newest is None else published(nights)[:-newest]
 
 
+def to_go_back_to(done: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The night whose version `rollback` goes to: the last with another model, of those that nobody
+    went back from since they answered.
+
+    Args: rows of the published nights, oldest first.
+    """
+    versions: set[int | None] = set()
+    models: set[str | None] = set()
+    for before, row in zip([None, *done], done, strict=False):
+        if before is not None and (row["figures"].get("turn") or {}).get("kind") == "rollback":
+            versions.add(before["registry_version"])
+            models.add(before["model_id"])
+        versions.discard(row["registry_version"])
+        models.discard(row["model_id"])
+    models |= {None, done[-1]["model_id"]}
+    for row in reversed(done):
+        if row["model_id"] not in models and row["registry_version"] not in versions:
+            return row
+    return None
+
+
 def needed_versions(nights: list[dict[str, Any]]) -> set[int]:
     """Versions of the registry that stay whatever the policy: the champion, the challenger, the
     version that `rollback` goes to, and those that an unfinished night turns to."""
@@ -109,12 +130,12 @@ def needed_versions(nights: list[dict[str, Any]]) -> set[int]:
     if not done:
         return set()
     now = done[-1]
-    others = [row for row in done if row["model_id"] not in (None, now["model_id"])]
+    back = to_go_back_to(done)
     turns = [row["figures"].get("turn") or {} for row in nights if row["state"] != "published"]
     found = {
         now["registry_version"],
         now["figures"].get("challenger_version"),
-        others[-1]["registry_version"] if others else None,
+        back["registry_version"] if back else None,
         *(turn.get("version") for turn in turns),
     }
     return {int(one) for one in found if one is not None}

@@ -112,7 +112,7 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
     )  # fmt: skip
     rows = [
         *_rows(night, embedded.winner.model_id, doc_ids, vectors, found, tonight, last, words),
-        *(_ending(one, last) for one in ended if one.cluster_id in last),
+        *(ending(one, last) for one in ended if one.cluster_id in last),
     ]
     ids = np.array([*(one.cluster_id for one in tonight), UNASSIGNED], object)[found.places]
     moved = [
@@ -298,7 +298,7 @@ def _likeness(old: list[str], start: Cells | None, cells: Cells) -> dict[str, np
     return dict(zip(old, cosines, strict=True))
 
 
-def _ending(fate: Fate, last: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def ending(fate: Fate, last: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The last row of a cluster: nobody is left, and where its documents went."""
     gone = {"size": 0, "event": "ended", "parents": [], "heirs": fate.heirs, "exemplars": []}
     return {**last[fate.cluster_id], **gone}

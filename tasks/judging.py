@@ -11,19 +11,26 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from nightshift.bundle import Model
-from nightshift.errors import NightError
+from nightshift.bundle import Model, model_id
+from nightshift.errors import BundleError, NightError
 from nightshift.promotion import Judged
 
 WARM_UP = 32
 """Texts answered before the clock starts."""
 
 
-def judged(folder: Path, texts: list[str], device: str) -> Judged:
+def judged(folder: Path, expected: str, texts: list[str], device: str) -> Judged:
     """What the model in a folder says of cleaned texts, and how long it takes.
 
-    Raises: NightError when its process dies, of memory perhaps.
+    Args: the folder; the model_id that it should have.
+    Raises: BundleError where its files are another model's; NightError when its process dies, of
+    memory perhaps.
     """
+    if model_id(folder) != expected:
+        raise BundleError(
+            f"{folder}: found model {model_id(folder)}, expected {expected}: its files were "
+            "altered. Put back what was there, or roll back to another version."
+        )
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
         try:
             return alone.submit(_answer, folder, texts, device).result()

@@ -14,7 +14,7 @@ from nightshift.tables import TableRef, rows_of
 
 from .evaluate import Evaluated
 from .judging import judged
-from .stage import ModelRef, Night, Outcome, stage
+from .stage import ModelRef, Night, Outcome, code_version, stage
 from .train import Trained
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
     device, said = night.pipeline.train.device, list[Judged]()
     for ref in (champion, challenger):
         try:
-            said.append(judged(night.tracking.fetch(ref.uri), texts, device))
+            said.append(judged(night.tracking.fetch(ref.uri), ref.model_id, texts, device))
         except NightError as error:
             if ref is champion:
                 raise
@@ -129,5 +129,20 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
         **found.as_row(),
         "rows_digest": gate.digest,
         "decision": verdict.decision,
-        "reason": verdict.reason,
+        "reason": verdict.reason + by_other_code(night),
     }
+
+
+def by_other_code(night: Night) -> str:
+    """What is to be said where the champion's version brings other code than it is judged by.
+
+    Both answer the gate rows by tonight's.
+    """
+    row = night.previous or {}
+    made = night.before.get("bundle_code") or row.get("code_version")
+    if made in (None, code_version()):
+        return ""
+    return (
+        f" (both were judged by code {code_version()}; the champion's version was made by {made}, "
+        "and serves with that)"
+    )

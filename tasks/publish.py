@@ -91,6 +91,7 @@ def publish(
                 "clusters": clustered.figures.get("clusters", 0),
                 "clusters_config": clusters_config(night),
                 "words": clustered.words,
+                "words_undone": night.before.get("words_undone", 0),
                 "cluster_quality": quality_of(clustered),
                 "loose": clustered.loose,
                 "quality": _short(scores),

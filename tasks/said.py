@@ -25,8 +25,14 @@ def journal_of(night: Night) -> Journal:
 
 
 def named(night: Night, until: int) -> dict[str, Name]:
-    """The newest word about each cluster, of those that this night reads."""
-    return journal_of(night).names(until)
+    """The newest word about each cluster, of those that this night reads.
+
+    What had been said when a person rolled back went back with the version: its clusters have the
+    names that they had then.
+    """
+    undone = int(night.before.get("words_undone", 0))
+    words = journal_of(night).names(until)
+    return {one: word for one, word in words.items() if word.number > undone}
 
 
 def shapes(night: Night, until: int) -> list[Shape]:

@@ -5,9 +5,12 @@ are imported under a name made of their own digest, so that two versions never s
 """
 
 import hashlib
+import importlib
+import importlib.abc
 import importlib.util
 import json
 import sys
+import threading
 from pathlib import Path
 
 import mlflow
@@ -20,10 +23,33 @@ EMPTY = dict.fromkeys(
 """Every answer has these columns, whatever the model and the text."""
 
 
-def _refuse_altered_code(folder):
-    """Before it runs; the rest is compared with the same list by that code, when it reads it."""
+class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports modules from bytes that were compared: no file that was added, and nothing that
+    Python compiled of another, is ever run."""
+
+    def __init__(self, folder, sources):
+        self.folder, self.sources = folder, sources
+
+    def find_spec(self, name, path=None, target=None):
+        """Those of the bundle, and no others."""
+        if name in self.sources:
+            return importlib.util.spec_from_loader(name, self, is_package="." not in name)
+        return None
+
+    def exec_module(self, module):
+        """Compile it now."""
+        file = self.folder / f"{module.__name__.partition('.')[2] or '__init__'}.py"
+        exec(compile(self.sources[module.__name__], str(file), "exec"), module.__dict__)
+
+
+def _listed_code(folder):
+    """The modules that the bundle lists, read once: what is run is what was compared.
+
+    The rest is compared with the same list by that code, when it reads it.
+    """
     noted = json.loads((folder / "files.json").read_text(encoding="utf-8"))
-    for name in (one for one in noted if one.startswith("code/")):
+    sources = {}
+    for name in sorted(one for one in noted if one.startswith("code/") and one.endswith(".py")):
         body = (folder / name).read_bytes() if (folder / name).is_file() else b""
         head = f"{name}\n{len(body)}\n".encode()
         if hashlib.blake2b(head + body, digest_size=16).hexdigest() != noted[name]:
@@ -31,20 +57,40 @@ def _refuse_altered_code(folder):
                 f"{folder}: found {name} missing, cut or altered since the night that wrote it. "
                 "Fetch these files again, or roll back to another version."
             )
+        sources[Path(name).stem] = body
+    return sources
 
 
 def _load_code(folder):
-    files = sorted(folder.glob("*.py"))
-    digest = hashlib.blake2b(b"".join(one.read_bytes() for one in files), digest_size=8)
-    name = f"nightshift_bundle_{digest.hexdigest()}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        package = importlib.util.module_from_spec(spec)
-        sys.modules[name] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"{name}.bundle")
+    """The bundle's module `bundle`, in a package that is named by what stands in its files."""
+    sources = _listed_code(folder)
+    digest = hashlib.blake2b(repr(sorted(sources.items())).encode(), digest_size=8).hexdigest()
+    package = f"nightshift_bundle_{digest}"
+    named = {
+        package if name == "__init__" else f"{package}.{name}": sources[name] for name in sources
+    }
+    with _LOADING:
+        if f"{package}.bundle" not in sys.modules:
+            _import(_Sources(folder / "code", named))
+        return sys.modules[f"{package}.bundle"]
+
+
+def _import(finder):
+    """All of them now: functions that import a neighbour later find it there."""
+    sys.meta_path.insert(0, finder)
+    try:
+        for name in sorted(finder.sources):
+            importlib.import_module(name)
+    except BaseException:
+        # Half of a package would answer the next time as if it were whole.
+        for name in finder.sources:
+            sys.modules.pop(name, None)
+        raise
+    finally:
+        sys.meta_path.remove(finder)
+
+
+_LOADING = threading.RLock()
 
 
 def _text(value, place):
@@ -64,8 +110,7 @@ class Served(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
         """Read the bundle's files."""
         folder = Path(context.artifacts["bundle"])
-        _refuse_altered_code(folder)
-        self.bundle = _load_code(folder / "code").Bundle.load(folder)
+        self.bundle = _load_code(folder).Bundle.load(folder)
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
         """A frame with a column `text` -> one row of answers per text, in order.

@@ -398,9 +398,20 @@ def _log_pyfunc(run_id: str, folder: Path, requirements: list[str]) -> Any:
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
 
+    likely = Object([Property("label", DataType.string), Property("probability", DataType.double)])
+    answer: dict[str, Any] = {
+        **dict.fromkeys(("label", "cluster_id", "cluster_name", "error"), DataType.string),
+        **dict.fromkeys(("probability", "distance"), DataType.double),
+        "abstained": DataType.boolean,
+        "top": Array(likely),
+        "vector": Array(DataType.double),
+    }
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "text")]),
+        # Of each some answers have none: without a classifier a label, of a bad text everything.
+        outputs=Schema([ColSpec(kind, name, required=False) for name, kind in answer.items()]),
         params=ParamSchema(
             [
                 ParamSpec("top_k", DataType.long, 3),
@@ -552,7 +563,8 @@ def rewrite_artifacts(
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     there = client.download_artifacts(run_id, path, folder)
-                    before = Path(there).read_text(encoding="utf-8")
+                    # Whatever somebody keeps there: what is no UTF-8 stops no forgetting.
+                    before = Path(there).read_text(encoding="utf-8", errors="replace")
                 after = edit(before, Path(path).suffix)
                 if after != before:
                     client.log_text(run_id, after, path)

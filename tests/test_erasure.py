@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,60 @@ def test_other_lines_are_left(gone: Forgotten, said: str) -> None:
 def test_a_row_as_its_file_had_it_is_known_before_it_was_cleaned() -> None:
     gone = Forgotten(frozenset(), [LONG], CleaningConfig(html=True))
     assert gone.shows_raw("<p>" + LONG.replace("&", "&amp;").replace("Zelda", "<b>Zelda</b>"))
+
+
+HEADLINE = "北京地铁十号线停运"
+LETTER = 'Dear Sir,\nI am Zelda Marchbanks 🙂 and this is 北京: where is my parcel, the "red" one?'
+OF_TWO = Forgotten(frozenset({"r-1041"}), [HEADLINE, LETTER, "ok"])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(f'{{"id": 4, "text": "{HEADLINE}", "label": ', id="a short text, JSON"),
+        pytest.param(f'4,{HEADLINE},news,"', id="a short text, CSV"),
+        pytest.param(f"4\t{HEADLINE}\tnews", id="a short text, tabs"),
+        pytest.param("text: " + json.dumps(LETTER, ensure_ascii=False)[:60], id="a newline"),
+        pytest.param('7,"' + LETTER.replace('"', '""') + '",news,more', id="doubled quotes"),
+        pytest.param('{"id": 4, "text": "Dear Sir,\\nI am Zel', id="cut after a prefix"),
+        pytest.param('{"id": 4, "text": "北京地', id="cut, Chinese"),
+        pytest.param('{"text": ' + json.dumps(HEADLINE) + ', "la', id="escapes, short"),
+        pytest.param('{"id": 4, "text": ' + json.dumps(LETTER), id="escapes"),
+        pytest.param('{"text": ' + json.dumps(HEADLINE)[:22], id="cut within an escape"),
+        pytest.param('"{""text"": ' + json.dumps(LETTER).replace('"', '""'), id="JSON in CSV"),
+        pytest.param('{"text": "ok", "label": ', id="two letters that fill a field"),
+        pytest.param('{"id": "r-1041", "text": 17}', id="its id"),
+    ],
+)
+def test_a_row_that_could_not_be_read_shows_a_text_however_it_is_written(raw: str) -> None:
+    assert OF_TWO.shows_raw(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"id": 4, "text": "it looks ok to me", "label": ',
+        '{"id": "r-104", "text": "Dear all, look',
+        '{"id": 4, "text": "北京',
+        "上海地铁十号线停运,news",
+        "the tea was ok,news",
+        '{"id": 4, "text": "no I am Zelda", "label": "news',
+    ],
+)
+def test_rows_that_tell_of_others_are_left(raw: str) -> None:
+    assert not OF_TWO.shows_raw(raw)
+
+
+def test_a_row_in_which_the_document_stood_is_emptied_when_its_file_came_again(
+    tmp_path: Path,
+) -> None:
+    lake = Lake(str(tmp_path), "p")
+    told = [("in.csv", 1, "what is it"), ("in.csv", 2, "another"), ("other.csv", 1, "more")]
+    rejects = [{"source_file": one, "row": row, "raw": raw} for one, row, raw in told]
+    version = lake.replace("rejects", "n1", rows_of("rejects", rejects)).version
+    gone = Forgotten(frozenset({"d-1"}), [LONG], places=frozenset({("in.csv", 1)}))
+    assert rewrite(lake, "rejects", gone, version, ["n1"])[1] == 1
+    assert lake.read("rejects", ["raw"])["raw"].to_pylist() == ["", "another", "more"]
 
 
 def test_a_page_loses_its_lines_and_keeps_everything_else(gone: Forgotten) -> None:

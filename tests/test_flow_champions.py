@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,14 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from flows.champions import as_lines, champion_at, promote, roll_back
+from flows.clusters import journal_of
+from flows.lineage import as_lines as lineage_lines
 from flows.lineage import lineage
-from nightshift.errors import ConfigError, NightError, PassingError
+from flows.replaying import replay
+from nightshift.corpus import current_assignments
+from nightshift.errors import ConfigError, NightError, PassingError, ReplayError
 from nightshift.pipeline import load_settings
+from tasks.promote import by_other_code
 from tasks.tracking import champion_bundle
 
 
@@ -99,8 +105,187 @@ def test_clusters_keep_their_ids_through_a_rollback(story: House) -> None:
         if row["event"] != "ended":
             living.setdefault(row["night"], set()).add(row["cluster_id"])
     back = night(story, "rollback")["night"]
-    assert living["n2"] == living[back]
-    assert living["n3"] & living["n2"]
+    assert living["n1"] == living[back]
+    assert living["n3"] & living["n1"]
+
+
+# --- the clusters of then ---------------------------------------------------------------------
+
+
+def living(house: House, name: str) -> dict[str, Any]:
+    """What a night's living clusters answer with."""
+    keys = ("name", "named_by", "keywords", "centroid", "scale", "radius", "model_id")
+    return {row["cluster_id"]: [row[key] for key in keys] for row in house.table("clusters")
+            if row["night"] == name and row["event"] != "ended"}  # fmt: skip
+
+
+def fates(house: House, name: str) -> dict[str, str]:
+    return {row["cluster_id"]: row["event"] for row in house.table("clusters")
+            if row["night"] == name}  # fmt: skip
+
+
+def assigned(house: House, name: str) -> dict[str, str]:
+    """Where the documents were as of a night."""
+    where = night(house, name)
+    found = current_assignments(house.lake, until=where["number"])
+    return {doc_id: cluster_id for doc_id, (cluster_id, _) in found.items()}
+
+
+@pytest.fixture(scope="module")
+def regretted(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Version 1, then 2 and 3 of the same model with other clusters and a person's name, back to 1,
+    a night of nothing new; another model with version 4, back, and a night of nothing new."""
+    house = House(tmp_path_factory.mktemp("regretted"))
+    house.declare(clusters={"k": 3})
+    (house.folder / "inbox").mkdir()
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "always", seed=5, when="never")
+    house.drop("two.jsonl", rows(40, seed=2))
+    house.declare(clusters={"k": 5})
+    house.work("n2")
+    journal_of(load_settings(house.config), house.name).say_name("c-0001", "Regretted", None, "ann")
+    house.work("n3")
+    roll_back(house.name, 1, "too many", "ann", str(house.config))
+    house.work("n4")
+    another(house, "always", seed=5)
+    house.work("n5")
+    another(house, "always", seed=5, when="never")
+    roll_back(house.name, None, "worse", "ann", str(house.config))
+    house.work("n6")
+    return house
+
+
+def test_a_rollback_to_the_same_model_is_not_undone_by_an_empty_night(regretted: House) -> None:
+    versions = {row["night"]: row["registry_version"] for row in regretted.lake.nights()}
+    first, third, fourth = (night(regretted, name) for name in ("n1", "n3", "n4"))
+    assert first["model_id"] == third["model_id"] == fourth["model_id"]
+    assert [versions[name] for name in ("n1", "n2", "n3", "n4")] == [1, 2, 3, 1]
+    back = night(regretted, "rollback-1")["night"]
+    assert len(living(regretted, "n3")) == 5
+    assert living(regretted, "n3")["c-0001"][0] == "Regretted"
+    assert living(regretted, "n1") == living(regretted, back) == living(regretted, "n4")
+    assert living(regretted, back)["c-0001"][0] != "Regretted"
+
+
+def test_clusters_of_the_bad_version_end_when_it_is_gone_back_from(regretted: House) -> None:
+    back, old = night(regretted, "rollback-1")["night"], living(regretted, "n1")
+    new = living(regretted, "n3").keys() - old
+    assert new
+    found = fates(regretted, back)
+    assert {one: found[one] for one in new} == dict.fromkeys(new, "ended")
+    assert "ended" not in {found[one] for one in old}
+    ended = [row for row in regretted.table("clusters")
+             if row["night"] == back and row["event"] == "ended"]  # fmt: skip
+    assert all({*row["heirs"]} <= {*old} for row in ended)
+    was, now = assigned(regretted, "n1"), assigned(regretted, back)
+    assert {one: now[one] for one in was} == was
+    # Those that came later are with the nearest of the old centroids, and are counted there.
+    assert {*now.values()} <= {*old, "unassigned"}
+    assert len(now) == 3 * 100
+    sizes = {row["cluster_id"]: row["size"] for row in regretted.table("clusters")
+             if row["night"] == back and row["event"] != "ended"}  # fmt: skip
+    assert sizes == {one: sum(there == one for there in now.values()) for one in old}
+
+
+def test_a_rollback_to_another_model_is_kept_by_an_empty_night(regretted: House) -> None:
+    fifth, sixth = night(regretted, "n5"), night(regretted, "n6")
+    assert fifth["model_id"] != sixth["model_id"] == night(regretted, "n1")["model_id"]
+    # Version 3 of the same model was gone back from, so the one before it answers.
+    assert sixth["registry_version"] == 1
+    back = regretted.lake.nights()[-2]["night"]
+    assert living(regretted, back) == living(regretted, "n6") == living(regretted, "n1")
+    was, now = assigned(regretted, "n4"), assigned(regretted, "n6")
+    assert was == now
+
+
+def test_a_night_of_a_rollback_is_not_replayed_and_says_what_it_was(regretted: House) -> None:
+    with pytest.raises(ReplayError, match="went back to version 1, and nothing was computed"):
+        replay(
+            load_settings(regretted.config), regretted.name, night(regretted, "rollback-1")["night"]
+        )
+
+
+def test_a_decision_says_that_the_champions_version_was_made_by_other_code(
+    regretted: House,
+) -> None:
+    # It went back to version 1, whose night was worked by code of long ago.
+    rows_now = {row["night"]: row for row in regretted.lake.nights()}
+    back = night(regretted, "rollback-1")
+    assert back["figures"]["bundle_code"] == rows_now["n1"]["code_version"]
+    old = {**back, "figures": {**back["figures"], "bundle_code": "0.0.9+old"}}
+    for previous, words in ((back, ""), (old, "was made by 0.0.9+old"), (None, "")):
+        before: Any = SimpleNamespace(previous=previous, before=(previous or {}).get("figures", {}))
+        assert words in by_other_code(before)
+        assert bool(words) == bool(by_other_code(before))
+
+
+def test_a_second_rollback_does_not_return_to_what_was_gone_back_from(regretted: House) -> None:
+    settings, before = str(regretted.config), len(regretted.lake.nights())
+    with pytest.raises(ConfigError, match=r"versions 4.* somebody went back from each.*--to"):
+        roll_back(regretted.name, None, "again", "ann", settings)
+    assert len(regretted.lake.nights()) == before
+
+
+def test_the_ledger_tells_versions_of_one_model_apart(regretted: House) -> None:
+    soon = timedelta(milliseconds=1)
+    back = night(regretted, "rollback-1")["night"]
+    nights = [night(regretted, name) for name in ("n1", "n2", "n3", back, "n4", "n5")]
+    found = [asked(regretted, row["finished"] + soon) for row in nights]
+    assert [one["version"] for one in found] == [1, 2, 3, 1, 1, 4]
+    assert [one["replaced_by"] for one in found] == [2, 3, 1, 4, 4, 1]
+    moments = [row["finished"].isoformat(timespec="seconds") for row in nights]
+    assert [one["since"] for one in found] == [*moments[:4], moments[3], moments[5]]
+    assert [one["model_since"] for one in found[:5]] == [moments[0]] * 5
+    assert [one["decision"]["decision"] for one in found] == [
+        "promoted", "promoted", "promoted", "rolled_back", "rolled_back", "promoted",
+    ]  # fmt: skip
+    assert "too many" in found[3]["decision"]["reason"]
+    assert found[2]["decision"]["night"] == "n1"
+    lines = "\n".join(as_lines(found[2]))
+    assert "this version has other clusters" in lines
+    lines = "\n".join(as_lines(found[5]))
+    assert "decided   by policy in night n5, promotion.policy always" in lines
+    assert "95% interval of the lead" in lines
+
+
+# --- lineage ----------------------------------------------------------------------------------
+
+
+def test_lineage_after_a_rollback_leads_to_what_the_other_model_said(house: House) -> None:
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "always", seed=5)
+    house.drop("two.jsonl", rows(8, seed=2))
+    house.work("n2")
+    roll_back(house.name, None, "bad", "ann", str(house.config))
+    settings, second = load_settings(house.config), night(house, "n2")
+    late = next(row["doc_id"] for row in house.table("documents") if row["night"] == "n2")
+    told = lineage(settings, house.name, late)
+    assert told["prediction"] is None
+    assert told["others"] == [{"model_id": second["model_id"], "version": 2, "night": "n2"}]
+    lines = "\n".join(lineage_lines(told))
+    assert "prediction none: version 1 (model " in lines
+    assert "had not read it" in lines
+    assert f"version 2 answered in night n2: --model {second['model_id'][:12]}" in lines
+    soon = (second["finished"] + timedelta(milliseconds=1)).isoformat()
+    for asked_by in ({"at": soon}, {"model": second["model_id"][:6]}):
+        told = lineage(settings, house.name, late, **asked_by)
+        assert told["prediction"]["night"] == "n2"
+        assert (told["model"]["version"], told["model"]["model_id"]) == (2, second["model_id"])
+        assert told["model"]["uri"] == second["model_uri"]
+        assert told["trained"]["night"] == "n2"
+        assert told["others"] == []
+    with pytest.raises(ConfigError, match="--model: found 'zz', expected the beginning of one"):
+        lineage(settings, house.name, late, model="zz")
+    with pytest.raises(ConfigError, match="Give one of them"):
+        lineage(settings, house.name, late, at=soon, model="zz")
+    early = next(row["doc_id"] for row in house.table("documents") if row["night"] == "n1")
+    told = lineage(settings, house.name, early)
+    assert (told["prediction"]["night"], told["model"]["version"]) == ("n1", 1)
+
+
+# --- the ledger -------------------------------------------------------------------------------
 
 
 def test_the_ledger_answers_for_three_dates(story: House) -> None:
@@ -160,7 +345,8 @@ def test_a_challenger_waits_for_a_person_who_makes_it_champion(story: House) -> 
     own = {row["doc_id"] for row in story.table("predictions")
            if row["model_id"] == last["model_id"]}  # fmt: skip
     assert len(own) == 3 * 76
-    centred = {row["model_id"] for row in story.table("clusters") if row["night"] == last["night"]}
+    centred = {row["model_id"] for row in story.table("clusters")
+               if row["night"] == last["night"] and row["event"] != "ended"}  # fmt: skip
     assert centred == {last["model_id"]}
     found = asked(story)
     assert found["decision"]["by"] == "ben"
@@ -174,6 +360,8 @@ def test_a_challenger_waits_for_a_person_who_makes_it_champion(story: House) -> 
     assert told["trained"]["tables"]["documents"] == fourth["versions"]["documents"]
     with pytest.raises(ConfigError, match="is champion already"):
         promote(story.name, waiting, "again", "ben", str(story.config))
+    with pytest.raises(ReplayError, match=r"promoted version \d+, and documents were"):
+        replay(load_settings(story.config), story.name, last["night"])
 
 
 def test_versions_that_cannot_become_champion_change_nothing(story: House) -> None:
@@ -243,12 +431,33 @@ def test_a_rollback_does_not_wait_for_a_night_that_fails(house: House) -> None:
     first, back = night(house, "n1"), night(house, "rollback")
     assert house.lake.published()["night"] == back["night"]
     assert aliases(house)["champion"] == first["registry_version"]
+    # The clusters that the failed night left are not those of the night before it.
+    assert any(row["night"] == "n3" for row in house.lake.read("assignments").to_pylist())
+    assert assigned(house, back["night"]) == assigned(house, "n1")
+    assert living(house, back["night"]) == living(house, "n1")
     (reports / "n3.part").rmdir()
     house.work("n4")
     assert [row["night"] for row in house.lake.nights()][2:] == [back["night"], "n3", "n4"]
     assert {row["state"] for row in house.lake.nights()} == {"published"}
     assert house.lake.published()["model_id"] == first["model_id"]
     assert len(house.table("documents")) == 3 * 65
+
+
+def test_a_promotion_that_an_unfinished_night_makes_is_not_made_twice(house: House) -> None:
+    house.drop("one.jsonl", rows(60))
+    house.work("n1")
+    another(house, "manual", seed=5)
+    house.work("n2")
+    waiting = aliases(house)["challenger"]
+    page = house.folder / "reports" / house.name / f"{date.today()}-promote-{waiting}.part"
+    page.mkdir()  # a folder where the page should be: the night fails late
+    with pytest.raises(OSError, match=r"\.part"):
+        promote(house.name, waiting, "good", "ben", str(house.config))
+    page.rmdir()
+    with pytest.raises(ConfigError, match=r"is champion by now, as version .* left unfinished"):
+        promote(house.name, waiting, "good", "ben", str(house.config))
+    assert [row["state"] for row in house.lake.nights()] == ["published"] * 3
+    assert house.lake.published()["model_id"] == tags(house, waiting)["nightshift.model_id"]
 
 
 # Goes back, and dies by SIGKILL the moment before a table's second commit, or before the aliases.

@@ -15,6 +15,7 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 from conftest import SCRATCH, House, rows
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from flows import cli
@@ -24,6 +25,7 @@ from nightshift.errors import ConfigError, ReplayError
 from nightshift.journal import Journal, journal_path
 from nightshift.pipeline import load_settings
 from nightshift.tables import SCHEMAS
+from tasks.tracking import rewrite_artifacts
 
 SECRET = "my neighbour Ottokar Quillfeather burned the garlic butter in his oven again"
 TRACE = b"Quillfeather"
@@ -343,3 +345,21 @@ def test_versions_of_models_are_left_and_named(forgotten: dict[str, Any]) -> Non
         for one in client.search_model_versions(f"name = '{forgotten['house'].name}'")
     }
     assert {one["version"] for one in forgotten["receipt"]["models"]} <= there
+
+
+def test_an_artifact_that_is_no_utf8_stops_no_forgetting(tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{SCRATCH}/mlflow.db", f"sqlite:///{SCRATCH}/mlflow.db")
+    experiment = client.create_experiment("not-utf-8", (tmp_path / "kept").as_uri())
+    run = client.create_run(experiment).info.run_id
+    for name in ("left.txt", "edited.txt"):
+        (tmp_path / name).write_bytes(f"caf\xe9 {name}".encode("latin-1"))
+        client.log_artifact(run, str(tmp_path / name))
+    changed = rewrite_artifacts(
+        f"sqlite:///{SCRATCH}/mlflow.db", "not-utf-8", (".txt",),
+        lambda said, _: "gone" if "edited" in said else said,
+    )  # fmt: skip
+    assert changed == [f"{run}/edited.txt"]
+    kept = [
+        Path(client.download_artifacts(run, one)).read_bytes() for one in ("left.txt", "edited.txt")
+    ]
+    assert kept == [b"caf\xe9 left.txt", b"gone"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nightshift.identity import Fate, fates
+from nightshift.identity import Fate, fates, given_back
 from nightshift.nearest import UNASSIGNED
 
 TWELVE = [f"d{number:02d}" for number in range(12)]
@@ -153,3 +153,15 @@ def test_when_every_document_is_new_every_old_cluster_has_ended() -> None:
 
 def test_ids_grow_past_four_digits() -> None:
     assert ids(fates(places(0), 1, ["x"], {}, ["c-9999"])[0]) == ["c-10000"]
+
+
+def test_an_earlier_cluster_that_lives_again_comes_out_of_who_has_its_documents() -> None:
+    # c-0003 had ended in c-0001; going back, it has three of its documents and c-0004 ends.
+    tonight = places(0, 2, 2, 2, 1, 1, 1, 1, 1, -1, -1, -1)
+    found, ended = given_back(
+        ["c-0001", "c-0002", "c-0003"], tonight, TWELVE, BEFORE, ["c-0001", "c-0002", "c-0004"]
+    )
+    assert ids(found) == ["c-0001", "c-0002", "c-0003"]
+    assert events(found) == ["continued", "merged", "split"]
+    assert [one.parents for one in found] == [[], ["c-0004"], ["c-0001"]]
+    assert ended == [Fate("c-0004", "ended", heirs=["c-0002"])]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
 import pickletools
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from nightshift.errors import BundleError, ConfigError, PassingError
 from nightshift.integrity import load_as_made, note_files, verify
 from nightshift.pipeline import load_settings
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
+from tasks.judging import judged
 from tasks.publish import requirements
 from tasks.tracking import (
     CHAMPION,
@@ -137,6 +140,55 @@ def test_own_code_that_cannot_run_is_a_bundle_error_each_time(tmp_path: Path) ->
             load_as_made(folder)
 
 
+ADDED = ["code/extra.py", "code/sub/__init__.py", "extra.json", "code/nearest.so", "link"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_file_that_was_added_to_a_bundle_is_refused(tmp_path: Path, name: str) -> None:
+    folder = saved(tmp_path)
+    (folder / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (folder / name).symlink_to(tmp_path)
+    else:
+        (folder / name).write_text("raise SystemExit('it ran')\n")
+    for read in (verify, Bundle.load, load_as_made):
+        with pytest.raises(BundleError, match=f"found {name}, which the night .* did not write"):
+            read(folder)
+
+
+def planted(folder: Path, trace: Path) -> None:
+    """Beside each module what Python would run instead of it, without a look at the source."""
+    for one in (folder / "code").glob("*.py"):
+        other = trace.with_name(one.name)
+        other.write_text(f"{one.read_text()}\nopen({str(trace)!r}, 'w').close()\n")
+        py_compile.compile(
+            str(other), importlib.util.cache_from_source(str(one)), doraise=True,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )  # fmt: skip
+
+
+def test_a_model_that_is_another_than_the_night_named_judges_nothing(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    with pytest.raises(BundleError, match=r"found model [0-9a-f]{16}, expected 0123456789abcdef"):
+        judged(folder, "0123456789abcdef", TEXTS, "cpu")
+
+
+def test_compiled_code_beside_a_bundle_is_never_run(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    planted(folder, tmp_path / "trace")
+    assert (folder / "code" / "__pycache__").is_dir()
+    # As no other test's, or it would be loaded already.
+    with (folder / "code" / "wide.py").open("a") as code:
+        code.write(f"# {tmp_path}\n")
+    note_files(folder)
+    noted = json.loads((folder / "files.json").read_text())
+    kept = {one: digest for one, digest in noted.items() if "__pycache__" not in one}
+    (folder / "files.json").write_text(json.dumps(kept))
+    found = load_as_made(folder)
+    assert close(found.answer(TEXTS), Bundle(model("network"), CLUSTERS).answer(TEXTS))
+    assert not (tmp_path / "trace").exists()
+
+
 def is_pickle(content: bytes) -> bool:
     try:
         return bool(list(pickletools.genops(content)))
@@ -225,6 +277,36 @@ def test_mlflow_refuses_an_altered_bundle(stored: Path, house: House, name: str)
     (stored / name).write_bytes(content[:-1] + b" ")
     with pytest.raises(Exception, match=f"found {name} .*altered"):
         served(house, 2)
+
+
+def test_mlflow_runs_no_file_that_was_added_to_a_bundle(house: House, tmp_path: Path) -> None:
+    # Code as no other test's, or it would be loaded already.
+    version = registered(house, "one-a", "one-b", "one-c", line=f"# {tmp_path}\n")
+    folder, trace = bundle_of(STORE, house.name, version), tmp_path / "trace"
+    planted(folder, trace)
+    extra = folder / "code" / "extra.py"
+    extra.write_text(f"open({str(trace)!r}, 'w').close()\n")
+    with pytest.raises(Exception, match=r"found code/extra\.py, which the night"):
+        served(house, version)
+    assert not trace.exists()
+    extra.unlink()
+    assert set(served(house, version).predict(pd.DataFrame({"text": TEXTS}))["error"]) == {None}
+    assert not trace.exists()
+
+
+def test_the_signature_tells_what_an_answer_has(house: House) -> None:
+    loaded = served(house, 1)
+    outputs = loaded.metadata.signature.outputs
+    found = loaded.predict(pd.DataFrame({"text": TEXTS}), params={"embeddings": True})
+    assert {*found.columns} == {*outputs.input_names()}
+    assert not any(one.required for one in outputs.inputs)
+
+
+def test_code_that_fails_to_import_fails_again_the_next_time(house: House) -> None:
+    version = registered(house, "one-a", "one-b", "one-c", line="\nimport nowhere_to_be_found\n")
+    for _ in range(2):
+        with pytest.raises(Exception, match="nowhere_to_be_found"):
+            served(house, version)
 
 
 def test_two_versions_of_the_code_answer_side_by_side(house: House) -> None:

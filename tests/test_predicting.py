@@ -19,6 +19,7 @@ from test_bundle import CLUSTERS, TEXTS, model, saved
 from test_integrity import crown, registered
 
 from flows.predicting import ADDED, ANSWERED, CHUNK, check_places, score_file
+from flows.reading import texts_of_file
 from nightshift.bundle import Bundle
 from nightshift.errors import ConfigError, SourceError
 from nightshift.sources import SourceConfig
@@ -194,6 +195,30 @@ def test_a_file_that_breaks_off_leaves_what_was_there_before(tmp_path: Path) -> 
         score(tmp_path / "in.parquet", tmp_path / "out.parquet")
     assert (tmp_path / "out.parquet").read_text() == "yesterday's"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+def test_lines_of_text_are_read_from_an_address(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("the cat sat\nthe dog ran\n")
+    address = f"file://{tmp_path}/in.txt"
+    assert [*texts_of_file(address, SourceConfig(paths=["x"]))] == ["the cat sat", "the dog ran"]
+    assert score(address, tmp_path / "out.jsonl")[0] == 2
+    assert [row["text"] for row in read(tmp_path / "out.jsonl")] == ["the cat sat", "the dog ran"]
+    for absent in (f"file://{tmp_path}/none", f"file://{tmp_path}/none.csv", "none://x/y"):
+        with pytest.raises((ConfigError, SourceError), match=r"no file|cannot be opened"):
+            score(absent, tmp_path / "out.jsonl")
+        with pytest.raises((ConfigError, SourceError), match=r"no file|cannot be opened"):
+            list(texts_of_file(absent, SourceConfig(paths=["x"])))
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/out.parquet", "file:///tmp/out.csv", "gs:/b/o.jsonl"])
+def test_an_address_to_write_to_is_refused_before_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.csv").write_text("text\na\n")
+    with pytest.raises(ConfigError, match="expected a path on this machine, not an address"):
+        score("in.csv", Path(out))
+    assert [one.name for one in tmp_path.iterdir()] == ["in.csv"]
 
 
 def test_places_that_cannot_be_are_told_before_anything_is_done(tmp_path: Path) -> None:

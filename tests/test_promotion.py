@@ -191,26 +191,75 @@ def test_a_challenger_that_is_much_slower_is_refused_where_that_is_declared() ->
 NEW = ROWS + ["c"] * 3
 
 
-def compared(champion: list[str], challenger: list[str]) -> tuple[Comparison, Verdict]:
-    config = PromotionConfig()
-    found = compare(NEW, said(champion, "ab"), said(challenger, "abc"), config)
+def compared(
+    champion: list[str], challenger: list[str], truth: list[str] = NEW, **declared: Any
+) -> tuple[Comparison, Verdict]:
+    config = PromotionConfig(**declared)
+    found = compare(truth, said(champion, "ab"), said(challenger, "abc"), config)
     return found, judge(found, config)
 
 
 def test_a_class_the_champion_cannot_know_need_not_be_proved_by_many_rows() -> None:
     # Three rows of the new class: far too few for an interval above zero.
-    found, told = compared([*wrong_on([1]), "a", "a", "b"], [*wrong_on([7]), "c", "c", "a"])
+    found, told = compared([*wrong_on([1]), "a", "a", "b"], [*wrong_on([1]), "c", "c", "a"])
     assert found.more_classes == ["c"]
+    assert found.more_right == (2, 3)
     assert found.known is not None
     assert (found.known.rows, found.known.champion, found.known.challenger) == (100, 0.99, 0.99)
     assert told.decision == "promoted"
-    assert "it knows c, which the champion does not" in told.reason
+    assert told.reason.startswith("the challenger is not worse on the 100 gate rows of classes")
+    assert "knows c, which the champion does not (right on 2 of 3 gate rows of them)" in told.reason
 
 
 def test_a_new_class_does_not_excuse_being_worse_on_the_others() -> None:
     _, told = compared([*ROWS, "a", "a", "b"], [*wrong_on(range(20)), "c", "c", "c"])
     assert told.decision == "kept"
-    assert "worse on the 100 gate rows of classes that both know (-0.2000)" in told.reason
+    assert "worse on the 100 gate rows of classes that both know (lead -0.2000" in told.reason
+
+
+def test_a_worse_challenger_is_not_promoted_because_chance_might_explain_its_loss() -> None:
+    # Four rows lost, one won: a lead of -0.03 whose interval reaches above zero.
+    found, told = compared([*wrong_on([9]), "a", "a", "b"], [*wrong_on(range(4)), "c", "c", "c"])
+    assert found.known is not None
+    assert found.known.high >= 0 > found.known.lead
+    assert told.decision == "kept"
+    assert "better" not in told.reason
+    assert "worse on the 100 gate rows" in told.reason
+
+
+def test_equal_scores_on_few_rows_do_not_prove_that_it_is_not_worse() -> None:
+    # One row won and one lost: chance alone makes this interval reach beyond the margin.
+    found, told = compared([*wrong_on([1]), "a", "a", "b"], [*wrong_on([7]), "c", "c", "a"])
+    assert found.known is not None
+    assert (found.known.lead, found.known.low < -0.01) == (0, True)
+    assert told.decision == "kept"
+    assert "not proved to be no worse on the 100 gate rows" in told.reason
+    # A margin that such chance stays within, or rows enough of the new class, say that it is.
+    _, told = compared([*wrong_on([1]), "a", "a", "b"], [*wrong_on([7]), "c", "c", "a"], margin=0.1)
+    assert told.decision == "promoted"
+    many = ROWS + ["c"] * 20
+    _, told = compared([*wrong_on([1]), *"ab" * 10], [*wrong_on([7]), *"c" * 20], many)
+    assert told.decision == "promoted"
+    assert "proved better, and knows c" in told.reason
+
+
+def test_a_new_class_must_be_met_by_one_right_row_unless_no_row_can_tell() -> None:
+    _, told = compared([*ROWS, "a", "a", "b"], [*ROWS, "a", "b", "b"])
+    assert told.decision == "kept"
+    assert "said to know c, but right on 0 of 3 gate rows of them" in told.reason
+    _, told = compared(ROWS, ROWS, ROWS)
+    assert told.decision == "promoted"
+    assert "knows c, which the champion does not (no gate row tells how well)" in told.reason
+
+
+def test_too_few_rows_of_known_classes_prefer_nobody() -> None:
+    # Nine equal answers have an interval without any width, which proves nothing.
+    truth = [*ROWS[:9], "c"]
+    _, told = compared([*ROWS[:9], "a"], [*ROWS[:9], "c"], truth)
+    assert told.decision == "kept"
+    assert "not proved better" in told.reason
+    _, told = compared([*ROWS[:9], "a"], [*ROWS[:9], "c"], truth, min_rows=9)
+    assert told.decision == "promoted"
 
 
 def test_a_class_that_the_challenger_does_not_know_counts_against_it() -> None:

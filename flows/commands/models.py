@@ -172,10 +172,20 @@ def serve(
 def lineage(
     pipeline: PipelineName,
     doc_id: Annotated[str, typer.Argument(metavar="DOC_ID", help="As in `documents`.")],
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="WHEN", help="What was said then, as `champion --at`."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL_ID", help="What another model said; its beginning."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Where a document came from, what is said of it, by which model, learned from what and when.
+
+    After a rollback --at or --model leads to what another model said.
 
     Example: nightshift lineage reviews r-1041 --json
     """
@@ -184,7 +194,7 @@ def lineage(
     from flows.lineage import as_lines
     from flows.lineage import lineage as trace
 
-    found = trace(settings, pipeline, as_text(doc_id))
+    found = trace(settings, pipeline, as_text(doc_id), at, model)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
         return
