@@ -141,6 +141,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "{metric} on {rows}: champion {champion}, challenger {challenger}.",
         "{metric}，{rows}：冠军 {champion}，挑战者 {challenger}。",
     ),
+    "gate_won": (
+        " The challenger alone is right on {wins} of them, the champion alone on {losses}.",
+        "其中仅挑战者答对 {wins} 行，仅冠军答对 {losses} 行。",
+    ),
+    "score": ("Score", "得分"),
+    "model_named": ("model {id}", "模型 {id}"),
     "gate_one": (
         "{metric} on {rows}: challenger {challenger}.", "{metric}，{rows}：挑战者 {challenger}。",
     ),
@@ -179,6 +185,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "by": ("By", "依据"),
     "slice": ("Slice", "分组"),
     "interval": ("95% interval", "95% 区间"),
+    "from_low": ("{low} to {high}", "{low} 至 {high}"),
     "kind_language": ("Language", "语言"),
     "kind_length": ("Length", "长度"),
     "kind_age": ("Age", "时间"),
@@ -355,8 +362,15 @@ WORDS: dict[str, tuple[str, str]] = {
     # what to look at
     "look": ("What to look at", "值得一看"),
     "look_note": (
-        "A dozen each of tonight's documents; suspected labels are of test and gate rows.",
-        "今晚的文档，每类十二篇；可疑标签来自测试与把关数据。",
+        "Of tonight's documents, a dozen at most of each.", "今晚的文档，每类至多十二篇。",
+    ),
+    "none_of_these": ("None tonight.", "今晚没有。"),
+    "correct_linked": (
+        "Each text leads to the review page, where its label is said or corrected:",
+        "点击文本即可前往审阅页，在那里标注或更正：",
+    ),
+    "correct_command": (
+        "To say or correct their labels, open the review page:", "如需标注或更正，请打开审阅页：",
     ),
     "unsure": ("Least sure", "最没把握"),
     "surprising": ("Most surprising", "最意外"),
@@ -366,11 +380,15 @@ WORDS: dict[str, tuple[str, str]] = {
         "The margin between the two likeliest labels is smallest.", "最可能的两个标签之间差值最小。",
     ),
     "surprising_note": (
-        "Far from every centroid, in units of the nearest cluster's scale.",
-        "远离所有聚类中心，以最近聚类的尺度为单位。",
+        "Far from every centroid, in units of the nearest cluster's scale; of texts that are alike, "
+        "two at most.",
+        "远离所有聚类中心，以最近聚类的尺度为单位；彼此相似的文本至多两篇。",
     ),
     "disagreeing_note": (
         "Their cluster is mostly of another label.", "所在聚类的多数文档属于另一个标签。",
+    ),
+    "suspected_note": (
+        "Of test and gate rows, which no model was taught.", "来自测试与把关数据，模型从未学过。",
     ),
     "cluster": ("Cluster", "聚类"),
     "distance": ("Distance", "距离"),
@@ -382,12 +400,24 @@ WORDS: dict[str, tuple[str, str]] = {
         "Blue words speak for the label, orange ones against it: integrated gradients of the network "
         "and the linear path's own contributions, as the blend weighs them. The line under a word "
         "is its attention, which says what was read and is no reason. The curve is the label's "
-        "probability, word by word. Rest on a word for its numbers.",
+        "probability, word by word, from 0% to 100%.",
         "蓝色的词支持该标签，橙色的词反对：网络的积分梯度与线性路径的贡献，按混合权重相加。"
-        "词下的线是注意力，只说明读了什么，并不是原因。曲线是逐词累积的标签概率。指向词可看数字。",
+        "词下的线是注意力，只说明读了什么，并不是原因。曲线是逐词累积的标签概率，从 0% 到 100%。",
     ),
     "explained_cut": ("Only the first {n} words are shown.", "只显示前 {n} 个词。"),
     "abstained": ("abstained", "弃答"),
+    "in_numbers": ("In numbers", "数字"),
+    "word": ("Word", "词"),
+    "together": ("Together", "合计"),
+    "network": ("Network", "网络"),
+    "linear": ("Linear", "线性"),
+    "attention": ("Attention", "注意力"),
+    "so_far": ("Probability so far", "至此的概率"),
+    "strongest": ("The {n} strongest of {of} words.", "{of} 个词中作用最强的 {n} 个。"),
+    "word_about": (
+        "{together} · network {network} · linear {linear} · attention {attention} · {so_far}",
+        "{together} · 网络 {network} · 线性 {linear} · 注意力 {attention} · {so_far}",
+    ),
     # the map
     "map": ("Map", "地图"),
     "map_caption": (
@@ -410,6 +440,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "search": ("Search", "搜索"),
     "search_here": ("words in the text", "文本中的词"),
     "show_all": ("Show all", "显示全部"),
+    "zoom_in": ("Zoom in", "放大"),
+    "zoom_out": ("Zoom out", "缩小"),
     "map_label": (
         "Map of documents: arrows go from document to document, plus and minus zoom",
         "文档地图：方向键在文档间移动，加减号缩放",
@@ -555,6 +587,21 @@ WORDS: dict[str, tuple[str, str]] = {
         "new documents · height: documents · band: where they went",
         "新文档 · 高度：文档数 · 色带：去向",
     ),
+    "p_smaller": ("{n} smaller ones", "{n} 个较小的聚类"),
+    "p_unassigned": ("unassigned", "未归类"),
+    "p_night": ("night {night}: {documents}", "{night} 夜：{documents}"),
+    "p_born": ("born", "新生"),
+    "p_born_of": ("born out of {parents}", "从 {parents} 中新生"),
+    "p_split": ("split", "分裂"),
+    "p_split_of": ("split from {parents}", "由 {parents} 分裂而来"),
+    "p_merged": ("merged", "合并"),
+    "p_merged_of": ("merged with {parents}", "与 {parents} 合并"),
+    "p_ended": ("ended in night {night}", "在 {night} 夜结束"),
+    "p_ended_of": ("ended in night {night}, heirs: {heirs}", "在 {night} 夜结束，去往：{heirs}"),
+    "p_stayed": ("{n} of {of} stayed in {name}", "{of} 篇中 {n} 篇留在 {name}"),
+    "p_went": ("{n} of {of} went from {source} to {name}", "{of} 篇中 {n} 篇从 {source} 去往 {name}"),
+    "p_new": ("{n} new in {name}", "{name} 新增 {n} 篇"),
+    "p_new_documents": ("new documents", "新文档"),
     "p_rows": ("rows: true class, columns: predicted class", "行：真实类别，列：预测类别"),
     "p_largest": ("; the {count} largest of {all} classes", "；{all} 个类别中最大的 {count} 个"),
     # notes of the night
@@ -571,6 +618,22 @@ WORDS: dict[str, tuple[str, str]] = {
         "挑战者有 {n} 项必须通过的检查未通过",
     ),
     "note_ended": ("Clusters that ended: {names}", "结束的聚类：{names}"),
+    "people_labelled": (
+        "People labelled {documents} since the last training ({names})",
+        "自上次训练以来，人工标注了 {documents}（{names}）",
+    ),
+    "people_wait": ("{people}; they wait for the next one", "{people}；等待下一次训练"),
+    "people_learned": (
+        "{people}, and tonight's training learned from them", "{people}，今晚的训练已从中学习",
+    ),
+    "people_helped": (
+        "{people}. The model that learned from them is right on {after} of the same {rows} "
+        "({moved}; before: {before})",
+        "{people}。从中学习的模型在同样的 {rows}上准确率为 {after}（{moved}；之前为 {before}）",
+    ),
+    "points_more": ("{points} more", "高 {points}"),
+    "points_fewer": ("{points} fewer", "低 {points}"),
+    "as_before": ("as before", "与之前相同"),
 }  # fmt: skip
 
 LINES = {
@@ -579,3 +642,74 @@ LINES = {
     "seconds": "耗时", "notes": "提示",
 }  # fmt: skip
 """How the digest's lines begin, in Chinese."""
+
+REASONS: tuple[tuple[str, str], ...] = (
+    (r"(.*); but (.*)", "{0}；但{1}"),
+    (r"(accuracy|macro-F1) (\S+) against (\S+) on (\d+) gate rows \(lead (\S+), 95% interval (\S+) to "
+     r"(\S+); (\d+) rows won, (\d+) lost, p (\S+)\)",
+     "{0} {1} 对 {2}，{3} 行把关数据（领先 {4}，95% 区间 {5} 至 {6}；赢 {7} 行，输 {8} 行，p {9}）"),
+    (r"(the challenger is (?:not )?proved (?:not worse|better)): (.*)", "{0}：{1}"),
+    (r"the challenger is proved better", "挑战者经证明更好"),
+    (r"the challenger is not proved better", "未能证明挑战者更好"),
+    (r"the challenger is proved not worse", "挑战者经证明不更差"),
+    (r"the challenger is not proved not worse", "未能证明挑战者不更差"),
+    (r"the challenger is better: (.*)", "挑战者更好：{0}"),
+    (r"the challenger is worse on the (\d+) gate rows of classes that both know \((\S+)\), although (.*)",
+     "在双方都认识的类别的 {0} 行把关数据上，挑战者更差（{1}），尽管{2}"),
+    (r"it knows (.*), which the champion does not; (.*)", "它认识冠军不认识的 {0}；{1}"),
+    (r"it knows (.*), which the champion does not", "它认识冠军不认识的 {0}"),
+    (r"((?:class|\w+) .* rows), (.*)", "{0}，{1}"),
+    (r"(.*) and (\d+) more", "{0}，另有 {1} 项"),
+    (r"class (.*) falls from F1 (\S+) to (\S+) on (\d+) rows", "类别 {0} 的 F1 从 {1} 降至 {2}（{3} 行）"),
+    (r"(\w+) (.*) falls from accuracy (\S+) to (\S+) on (\d+) rows",
+     "{0} {1} 的准确率从 {2} 降至 {3}（{4} 行）"),
+    (r"a document takes (\S+) ms, and took (\S+)", "每篇文档耗时 {0} 毫秒，之前为 {1}"),
+    (r"a person decides \(promotion.policy is manual\)(?:; |: )(.*)",
+     "由人决定（promotion.policy 为 manual）：{0}"),
+    (r"it would be promoted: (.*)", "按规则会晋升：{0}"),
+    (r"it would be refused: (.*)", "按规则会拒绝：{0}"),
+    (r"promotion.policy is (\w+), and no labelled document is on the gate side",
+     "promotion.policy 为 {0}，而把关数据中没有带标签的文档"),
+    (r"promotion.policy is always: (.*)", "promotion.policy 为 always：{0}"),
+    (r"promotion.policy is always", "promotion.policy 为 always"),
+    (r"the challenger fails a check that it must pass: (.*)", "挑战者未通过必须通过的检查：{0}"),
+    (r"the challenger cannot answer: (.*)", "挑战者无法作答：{0}"),
+    (r"the challenger is the champion, bit by bit", "挑战者与冠军逐位相同"),
+    (r"the first classifier becomes champion", "第一个分类器成为冠军"),
+    (r"the first model \((.*)\) becomes champion", "第一个模型（{0}）成为冠军"),
+    (r"the champion stays: (.*)", "冠军不变：{0}"),
+    (r"there is no champion: (.*)", "没有冠军：{0}"),
+    (r"a classifier", "分类器"),
+    (r"a network that learned clusters", "学习聚类的网络"),
+    (r"corpus vectors", "语料向量"),
+    (r"((?:a|corpus) [\w ]+), learned anew \((.*)\)", "{0}重新学习（{1}）"),
+    (r"((?:a|corpus) [\w ]+) replaces ((?:a|corpus) [\w ]+)", "{0}取代{1}"),
+    (r"(.*) promoted version (\d+): (.*)", "{0} 晋升版本 {1}：{2}"),
+    (r"version (\d+) was asked for by (.*)", "{1} 要求使用版本 {0}"),
+    (r"there are no documents yet", "还没有文档"),
+    (r"only (\w+) was asked for", "只要求执行 {0}"),
+    (r"nothing new to learn from", "没有可学的新内容"),
+    (r"the newest classifier did not become champion, and since then .*",
+     "最新的分类器未成为冠军，此后标签、配置和代码都未改变，再训练也是同样结果"),
+    (r"no document is labelled", "没有带标签的文档"),
+    (r"all (\d+) labelled training documents say (.*): one class",
+     "全部 {0} 篇带标签的训练文档都是 {1}，只有一个类别"),
+    (r"(\d+) labelled training documents, and train.min_rows is (\d+)",
+     "带标签的训练文档有 {0} 篇，而 train.min_rows 为 {1}"),
+    (r"no labelled document is on the validation side, which decides when to stop",
+     "验证数据中没有带标签的文档，无法决定何时停止"),
+    (r"there is no classifier yet", "还没有分类器"),
+    (r"the tokenizer changed", "分词器已改变"),
+    (r"the recipe changed", "模型配方已改变"),
+    (r"train.when is always", "train.when 为 always"),
+    (r"new classes: (.*)", "新类别：{0}"),
+    (r"(\d+) new labels", "{0} 个新标签"),
+    (r"the champion is (\d+) nights old", "冠军已有 {0} 夜"),
+    (r"the corpus has grown from (\S+) to (\S+) documents", "语料从 {0} 篇增至 {1} 篇"),
+    (r"train.without_labels asks for (.*)", "train.without_labels 要求 {0}"),
+    (r"new tonight: (\d+) topics, of (\d+) documents", "今晚有 {0} 个新主题，共 {1} 篇文档"),
+    (r"accuracy", "准确率"),
+    (r"macro-F1", "宏 F1"),
+)  # fmt: skip
+"""What the ledger says of a model in English, as patterns, and the same in Chinese; what a pattern
+keeps is translated in turn, and what none matches, a person's words say, stays as it is."""

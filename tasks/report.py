@@ -41,6 +41,8 @@ from .why import explained, shift_and_drift
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
+SHORT_ID = 8
+"""Characters of a model's id that a headline has."""
 CELL = 84
 """Characters of a line in Prefect's table, which does not wrap them."""
 
@@ -135,7 +137,9 @@ def write_page(
         files=_of_night(night, "batches"),
         languages=ingested.languages,
         unknown_rate=tokens.figures.get("unknown_rate"),
-        champion=f"model {embedded.winner.model_id}" if embedded.winner else None,
+        champion=words_of("model_named", id=embedded.winner.model_id[:SHORT_ID])
+        if embedded.winner
+        else None,
         trained=trained.challenger is not None,
         outcome=promoted.reason,
         quality=_scores(evaluated.challenger if promoted.promoted else evaluated.champion),
