@@ -8,17 +8,25 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+from conftest import House, rows
 from test_reports import HOSTILE, cluster, evaluated_night, quality, third_night
 
 from nightshift.explanations import Explanation, Word
 from nightshift.pictures import Point
+from nightshift.pipeline import load_settings
 from nightshift.reports import NightReport, ReportConfig, render
 
 if TYPE_CHECKING:
@@ -426,3 +434,81 @@ def test_fifty_thousand_documents_open_within_two_seconds(browser: Browser, tmp_
     assert min(seconds) < 2
     # Milliseconds of script a frame; on a machine that has more to do than cores, as many times so.
     assert min(frames) < 100 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+# --- in MLflow's own viewer --------------------------------------------------------------------
+
+OWNED = "<script>top.document.title = document.title = 'owned'; alert(1)</script>"
+FOREIGN = [
+    f"{OWNED} oven butter flour",
+    '<img src=x onerror="alert(1)"> roast garlic',
+    "שלום עולם oven salt",
+    "👩‍🍳🔥 oven roast salt 🧈",
+    "银行卡丢失了怎么办，请帮我挂失",
+]
+
+
+@contextmanager
+def mlflow_ui(store: str, folder: Path) -> Iterator[str]:
+    """MLflow's own pages over a store; their address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", store,
+               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+    url, log = f"http://127.0.0.1:{port}", folder / "ui.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, start_new_session=True,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "1"},
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            assert process.poll() is None, log.read_text()
+            try:
+                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        yield url
+    finally:
+        # It has a server below it, which waits for whoever still listens.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+@pytest.mark.timeout(600)
+def test_the_page_of_a_night_is_read_in_mlflows_viewer_and_does_nothing_there(
+    browser: Browser, house: House
+) -> None:
+    house.declare(report={"map_points": 200, "explained": 1}, clusters={"k": 3})
+    house.drop("one.jsonl", [*rows(20), *({"text": text} for text in FOREIGN)])
+    house.work("n1")
+    [night] = house.lake.nights()
+    with mlflow_ui(load_settings(house.config).mlflow, house.folder) as url:
+        run = httpx.get(
+            f"{url}/ajax-api/2.0/mlflow/runs/get", params={"run_id": night["mlflow_run"]}
+        ).json()["run"]["info"]
+        page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
+        complaints: list[str] = []
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(f"{url}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+                  "/artifacts/report.html")  # fmt: skip
+        viewer = page.wait_for_selector("iframe", timeout=120_000)
+        assert viewer is not None
+        # Scripts may run there, as the page of another place: no cookie of MLflow is within reach.
+        assert viewer.get_attribute("sandbox") == "allow-scripts"
+        frame = viewer.content_frame()
+        assert frame is not None
+        frame.wait_for_selector("#map-legend button", timeout=60_000)
+        assert frame.locator("h1").inner_text().startswith(house.name)
+        told = frame.evaluate("document.getElementById('map-texts').textContent").split("\n")
+        on_map = [frame.evaluate("nightshiftAtlas.text", n) for n in range(len(told) - 1)]
+        assert {*FOREIGN} <= {*on_map, *told}
+        page.keyboard.press("Tab")
+        assert complaints == []
+        assert "owned" not in (page.title(), frame.title())
+        assert frame.evaluate("document.querySelectorAll('script').length") == 3
+        assert frame.locator("img").count() == 0
+        shown = frame.locator("body").inner_text()
+        assert sum(text[:25] in shown for text in FOREIGN) >= 3
