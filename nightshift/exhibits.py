@@ -78,11 +78,12 @@ def slice_rows(report: NightReport) -> list[dict[str, Any]]:
     last = ""
     for one in report.details.get("slices", []) if report.measured else []:
         kind = KINDS.get(one["kind"], one["kind"])
+        made = one["kind"] in ("length", "age")  # other names are people's
         below = report.measured is not None and one["high"] < report.measured.accuracy
         rows.append({
             "kind": "" if one["kind"] == last else kind,
             "key": f"kind_{one['kind']}" if one["kind"] in KINDS else "",
-            "name": one["name"],
+            "name": sentences.term(one["name"]) if made else one["name"],
             "rows": one["rows"],
             "accuracy": share(one["accuracy"]),
             "interval": words_of("from_low", low=share(one["low"]), high=share(one["high"])),

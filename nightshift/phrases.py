@@ -698,6 +698,9 @@ REASONS: tuple[tuple[str, str], ...] = (
      "带标签的训练文档有 {0} 篇，而 train.min_rows 为 {1}"),
     (r"no labelled document is on the validation side, which decides when to stop",
      "验证数据中没有带标签的文档，无法决定何时停止"),
+    (r"no labelled document is on the test side", "测试数据中没有带标签的文档"),
+    (r"(\S+) training and test documents are more than evaluation.near_documents \((\S+)\)",
+     "训练与测试文档共 {0} 篇，超过 evaluation.near_documents（{1}）"),
     (r"there is no classifier yet", "还没有分类器"),
     (r"the tokenizer changed", "分词器已改变"),
     (r"the recipe changed", "模型配方已改变"),
@@ -713,3 +716,30 @@ REASONS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 """What the ledger says of a model in English, as patterns, and the same in Chinese; what a pattern
 keeps is translated in turn, and what none matches, a person's words say, stays as it is."""
+
+TERMS: tuple[tuple[str, str], ...] = (
+    (r"champion", "冠军"),
+    (r"challenger", "挑战者"),
+    (r"champion before", "先前的冠军"),
+    (r"new champion", "新冠军"),
+    (r"(\S+) to (\S+) tokens", "{0} 至 {1} 个词元"),
+    (r"(\S+) tokens?", "{0} 个词元"),
+    (r"up to a day", "一天以内"),
+    (r"up to a week", "一周以内"),
+    (r"up to a month", "一个月以内"),
+    (r"up to a year", "一年以内"),
+    (r"older than a year", "一年以前"),
+    (r"unknown", "未知"),
+    (r"other", "其他"),
+    (r"no text", "没有文本"),
+    (r"too long", "过长"),
+    (r"id reused", "编号重复使用"),
+    (r"forgotten", "已被遗忘"),
+    (r"undecodable", "无法解码"),
+    (r"wrong fields", "字段数不符"),
+    (r"unreadable line", "无法读取的行"),
+    (r"line too long", "行过长"),
+    (r"label type", "标签类型不符"),
+    (r"text type", "文本类型不符"),
+)
+"""Names that tables have in English, as patterns, and the same in Chinese."""

@@ -273,6 +273,7 @@ def _environment(config: ReportConfig) -> Environment:
         points=signed_points,
         fold=lambda text: exhibits.fold(text, config.text_length),
         short=lambda text: text if isinstance(text, Both) else cut(str(text), config.text_length),
+        term=sentences.term,
         in_english=lambda text: text.en if isinstance(text, Both) else text,
         in_chinese=lambda text: text.zh if isinstance(text, Both) else text,
         script=script_of,

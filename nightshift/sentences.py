@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .phrases import LINES, REASONS, WORDS
+from .phrases import LINES, REASONS, TERMS, WORDS
 from .pictures import cut
 from .wording import EN, Both, Say, counts, plain, share, words_of
 
@@ -132,6 +132,14 @@ def in_chinese(reason: str) -> str:
     return reason
 
 
+def term(name: str) -> Both:
+    """A name that a table has in English, such as a reason of `rejects`, in both languages."""
+    for pattern, chinese in TERMS:
+        if found := re.fullmatch(pattern, name):
+            return Both(name, chinese.format(*found.groups()))
+    return Both(name, name)
+
+
 def on_the_gate(promotion: Mapping[str, Any] | None, say: Say = EN) -> str:
     """The scores that the promotion compared, in a sentence; empty without a comparison."""
     champion = number(promotion, "champion_score")
@@ -181,7 +189,7 @@ def leakage(report: NightReport, say: Say = EN) -> str:
     """How many test rows nearly stand in training, and what the score is without them."""
     near, apart = report.near, report.details.get("apart")
     if "note" in near:
-        return say("near_note", note=near["note"])
+        return say("near_note", note=Both(near["note"], in_chinese(near["note"])))
     if not near:
         return ""
     what = say("near_what", share=f"{near['threshold']:.0%}")

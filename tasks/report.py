@@ -24,7 +24,7 @@ from nightshift.pictures import Point
 from nightshift.pipeline import masked
 from nightshift.reports import NightReport, render
 from nightshift.scoring import Scores
-from nightshift.sentences import digest_text
+from nightshift.sentences import digest_text, in_chinese
 from nightshift.wording import Both, Say, counts, words_of
 
 from .cluster import Clustered, living, quality_of
@@ -349,6 +349,10 @@ def _points(
     ]
 
 
+def _spoken(reason: str) -> Both:
+    return Both(reason, in_chinese(reason))
+
+
 def _notes(
     night: Night,
     files: Files,
@@ -368,7 +372,7 @@ def _notes(
     if unknown > limit:
         notes.append(words_of("note_unknown", share=f"{unknown:.1%}", limit=f"{limit:.0%}"))
     if evaluated.note:
-        notes.append(words_of("note_no_quality", note=evaluated.note))
+        notes.append(words_of("note_no_quality", note=_spoken(evaluated.note)))
     if evaluated.failed_checks:
         notes.append(words_of("note_checks", n=len(evaluated.failed_checks)))
     if clustered.ended:

@@ -40,6 +40,7 @@ from nightshift.sentences import (
     in_chinese,
     leakage,
     on_the_gate,
+    term,
     verdict,
 )
 from nightshift.wording import ZH
@@ -741,6 +742,7 @@ def reasons() -> list[str]:
         "the first model (a network that learned clusters) becomes champion",
         "the challenger is the champion, bit by bit",
         "promotion.policy is better, and no labelled document is on the gate side",
+        "no labelled document is on the test side",
     ]
 
 
@@ -759,6 +761,21 @@ def test_what_the_ledger_says_of_a_model_has_chinese() -> None:
         "ada 晋升版本 3：it reads better"
     )
     assert decided(third_night(outcome="as ada said"), ZH) == "As ada said."
+
+
+def test_names_that_tables_have_in_english_are_chinese_on_a_chinese_page() -> None:
+    assert [term(one).zh for one in ("no text", "6 to 9 tokens", "1 token", "new champion")] == [
+        "没有文本",
+        "6 至 9 个词元",
+        "1 个词元",
+        "新冠军",
+    ]
+    html = render(evaluated_night())
+    assert '<span class="zh" lang="zh-Hans">没有文本</span>' in html
+    assert "冠军通过了全部5 项检查。" in html
+    # A class or a region may be called so, and keeps its name.
+    night = third_night(details={"slices": [{**details()["slices"][2], "name": "other"}]})
+    assert slice_rows(night)[0]["name"] == "other"
 
 
 def test_the_gates_sentence_says_its_measure_in_chinese_and_who_won_which_rows() -> None:
