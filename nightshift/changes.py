@@ -19,6 +19,10 @@ from .tables import Lake
 DOZEN = 12
 MOST_FILES, MOST_LABELS = 20, 5
 """Files listed, and labels told of each."""
+ALIKE, MOST_ALIKE = 0.9, 2
+"""The cosine from which texts are alike to the model, and how many such are worth a look."""
+MOST_OF_CLUSTER, MOST_FAR = 3, 2_000
+"""Surprises of one cluster, and documents among which they are looked for."""
 PURE = 0.6
 """Share of a cluster's documents with its most frequent label, from which another label in it is
 worth a look."""
@@ -137,7 +141,8 @@ def standouts(
     """Of tonight's documents, a dozen each of what deserves a look.
 
     unsure       the smallest margin between the likeliest two labels
-    surprising   the farthest from the nearest centroid, in units of that cluster's scale
+    surprising   the farthest from the nearest centroid, in units of that cluster's scale; of one
+                 new topic there are a few, so that it does not fill the list
     disagreeing  with a label, given or else predicted, other than the most frequent one of their
                  cluster, in the purest clusters and nearest to the centre first
 
@@ -151,9 +156,44 @@ def standouts(
     far = sorted((-where[one][1], one) for one in tonight if one in where)
     return {
         "unsure": [_row(one, said, where, labels, margin=margin) for margin, one in unsure[:DOZEN]],
-        "surprising": [_row(one, said, where, labels, distance=-far) for far, one in far[:DOZEN]],
+        "surprising": [
+            _row(one, said, where, labels, distance=where[one][1])
+            for one in _varied([one for _, one in far[:MOST_FAR]], lake, model_id, where)
+        ],
         "disagreeing": _disagreeing(tonight, said, where, labels),
     }
+
+
+def _varied(
+    doc_ids: Sequence[str], lake: Lake, model_id: str | None, where: Mapping[str, tuple[str, float]]
+) -> list[str]:
+    """A dozen, in their order, of which few are alike or of one cluster."""
+    its = (pc.field("model_id") == (model_id or "")) & pc.field("doc_id").isin(
+        pa.array(doc_ids, pa.string())
+    )
+    rows = lake.read("embeddings", ["doc_id", "vector"], its).to_pydict()
+    vectors = {one: np.asarray(vector, np.float32)
+               for one, vector in zip(rows["doc_id"], rows["vector"], strict=True)}  # fmt: skip
+    chosen: list[str] = []
+    of_cluster = Counter[str]()
+    for one in doc_ids:
+        cluster = where[one][0]
+        alike = sum(_cosine(vectors.get(one), vectors.get(other)) >= ALIKE for other in chosen)
+        # The unassigned are no group: among them, likeness alone tells.
+        full = cluster != UNASSIGNED and of_cluster[cluster] == MOST_OF_CLUSTER
+        if alike >= MOST_ALIKE or full:
+            continue
+        chosen.append(one)
+        of_cluster[cluster] += 1
+        if len(chosen) == DOZEN:
+            break
+    return chosen
+
+
+def _cosine(one: np.ndarray | None, other: np.ndarray | None) -> float:
+    if one is None or other is None:
+        return 0.0
+    return float(one @ other / max(1e-9, float(np.linalg.norm(one) * np.linalg.norm(other))))
 
 
 def _row(

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
 from . import sentences
+from .identity import UNASSIGNED
 from .phrases import WORDS
 from .pictures import GREY, Point, clean, cluster_colours, cut, interval_picture
 from .plots import reliability_picture, spark_picture
@@ -36,8 +38,11 @@ MOST_LOOSE = 5
 MOST_FOLDED = 2_000
 """Characters of a long text that the page keeps behind a fold; past it, only their number."""
 MOST_SHIFTS = 12
-MOST_WORDS = 200
-"""Words of an explained answer that are shown."""
+MOST_WORDS, MOST_TOLD = 200, 20
+"""Words of an explained answer that are shown, and those of them whose numbers are."""
+QUEUES = {"unsure": "unsure", "surprising": "surprising", "disagreeing": "against",
+          "suspected": "suspects"}  # fmt: skip
+"""Lists of what deserves a look, and the review page's queues of the same."""
 
 
 def comparison(report: NightReport) -> list[dict[str, Any]]:
@@ -73,14 +78,15 @@ def slice_rows(report: NightReport) -> list[dict[str, Any]]:
     last = ""
     for one in report.details.get("slices", []) if report.measured else []:
         kind = KINDS.get(one["kind"], one["kind"])
+        made = one["kind"] in ("length", "age")  # other names are people's
         below = report.measured is not None and one["high"] < report.measured.accuracy
         rows.append({
             "kind": "" if one["kind"] == last else kind,
             "key": f"kind_{one['kind']}" if one["kind"] in KINDS else "",
-            "name": one["name"],
+            "name": sentences.term(one["name"]) if made else one["name"],
             "rows": one["rows"],
             "accuracy": share(one["accuracy"]),
-            "interval": f"{share(one['low'])} to {share(one['high'])}",
+            "interval": words_of("from_low", low=share(one["low"]), high=share(one["high"])),
             "macro_f1": share(one["macro_f1"]),
             "tone": "worse" if below else "",
         })  # fmt: skip
@@ -217,9 +223,12 @@ def drift(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def look(report: NightReport) -> list[dict[str, Any]]:
-    """What deserves a look: a list of documents each, with what tells them from others."""
-    names = {one["cluster_id"]: str(one["name"]) for one in report.clusters}
+def look(report: NightReport, review_url: str | None = None) -> list[dict[str, Any]]:
+    """What deserves a look: a list of documents each, with what tells them from others.
+
+    A list without a document stays, where its like was looked for: that there is none is worth
+    knowing. Rows lead to their question on the review page, where its address is declared.
+    """
     columns = {"unsure": ("margin",), "surprising": ("distance",),
                "disagreeing": ("mostly", "purity")}  # fmt: skip
     found: list[dict[str, Any]] = []
@@ -231,22 +240,42 @@ def look(report: NightReport) -> list[dict[str, Any]]:
                 "mostly": one.get("usual") or "", "purity": share(one.get("purity")),
             }  # fmt: skip
             rows.append({
-                "text": report.examples.get(one["doc_id"], ""), "label": one["label"] or "–",
-                "cluster": names.get(one["cluster_id"] or "", one["cluster_id"] or "–"),
+                "doc_id": one["doc_id"], "label": one["label"] or "–",
+                "cluster": _cluster_of(one["cluster_id"], report),
                 "cells": [cells[title] for title in titles],
             })  # fmt: skip
         found.append({"kind": kind, "titles": titles, "rows": rows})
-    suspects = [
-        {"text": report.examples.get(one["doc_id"], ""), "label": one["label"], "cluster": None,
-         "cells": [one["suggested"], plain(one["margin"])]}
-        for one in report.details.get("suspects", [])[:12]
-    ]  # fmt: skip
-    found.append({"kind": "suspected", "titles": ("perhaps", "margin"), "rows": suspects})
-    return [one for one in found if one["rows"]]
+    if "suspects" in report.details:
+        rows = [
+            {"doc_id": one["doc_id"], "label": one["label"], "cluster": None,
+             "cells": [one["suggested"], plain(one["margin"])]}
+            for one in report.details["suspects"][:12]
+        ]  # fmt: skip
+        found.append({"kind": "suspected", "titles": ("perhaps", "margin"), "rows": rows})
+    for one in found:
+        for row in one["rows"]:
+            row["text"] = report.examples.get(row["doc_id"], "")
+            row["link"] = question(review_url, QUEUES[one["kind"]], row["doc_id"])
+    return found if report.standouts or any(one["rows"] for one in found) else []
+
+
+def _cluster_of(cluster_id: str | None, report: NightReport) -> Both | str:
+    if cluster_id == UNASSIGNED:
+        return words_of("unassigned")
+    names = {one["cluster_id"]: str(one["name"]) for one in report.clusters}
+    return names.get(cluster_id or "", cluster_id or "–")
+
+
+def question(review_url: str | None, queue: str, doc_id: str) -> str | None:
+    """Where the review page asks about a document; None where nobody said where the page is."""
+    if review_url is None:
+        return None
+    return f"{review_url.rstrip('/')}/review?{urlencode({'queue': queue, 'doc': clean(doc_id)})}"
 
 
 def explained(one: Mapping[str, Any]) -> dict[str, Any]:
-    """An explanation as runs of text: a word with its shade and figures, or what is between."""
+    """An explanation as runs of text: a word with its shade and figures, or what is between; and
+    the strongest words as a table, for whoever rests on nothing: keys, fingers, paper."""
     words = one["words"][:MOST_WORDS]
     top = max((abs(word["together"]) for word in words), default=0.0) or 1.0
     most = max((word["attention"] or 0.0 for word in words), default=0.0) or 1.0
@@ -254,22 +283,36 @@ def explained(one: Mapping[str, Any]) -> dict[str, Any]:
     for word in words:
         shade = round(9 * abs(word["together"]) / top)
         side = "p" if word["together"] > 0 else "m"
-        about = f"{word['together']:+.1%} · network {word['network']:+.3f}"
-        about += f" · linear {word['wide']:+.3f}" if word["wide"] is not None else ""
-        about += f" · attention {word['attention']:.1%}" if word["attention"] is not None else ""
-        about += f" · {word['probability']:.1%}" if word["probability"] is not None else ""
+        figures = _in_figures(word)
+        given = {"so_far" if name == "probability" else name: value
+                 for name, value in figures.items() if name != "text"}  # fmt: skip
         runs.append({
-            "gap": one["text"][last : word["start"]], "text": word["text"], "about": about,
+            "gap": one["text"][last : word["start"]], "text": word["text"],
+            "about": words_of("word_about", **given),
             "shade": f"{side}{shade}" if shade else "",
             "attention": round(4 * (word["attention"] or 0.0) / most),
         })  # fmt: skip
         last = word["end"]
     chances = [word["probability"] for word in words if word["probability"] is not None]
+    strongest = sorted(words, key=lambda word: -abs(word["together"]))[:MOST_TOLD]
     return {
         "doc_id": one["doc_id"], "label": one["label"], "probability": one["probability"],
         "abstained": one["abstained"], "runs": runs, "text": one["text"],
         "left_out": max(0, len(one["words"]) - MOST_WORDS),
+        "table": [_in_figures(word) for word in strongest],
+        "words": len(words), "untold": len(words) > MOST_TOLD,
         "spark": Markup(spark_picture(chances)) if len(chances) > 1 else "",
+    }  # fmt: skip
+
+
+def _in_figures(word: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of a word, written; a dash for what is not."""
+    signed = {name: "–" if word[name] is None else f"{word[name]:+.3f}".replace("-", "\u2212")
+              for name in ("network", "wide")}  # fmt: skip
+    return {
+        "text": word["text"], "together": f"{word['together']:+.1%}".replace("-", "\u2212"),
+        "network": signed["network"], "linear": signed["wide"],
+        "attention": share(word["attention"]), "probability": share(word["probability"]),
     }  # fmt: skip
 
 

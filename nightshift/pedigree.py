@@ -14,6 +14,7 @@ from typing import Any
 
 from .identity import UNASSIGNED
 from .pictures import GREY, _fitted, _svg, cluster_colours, cut, in_both, said, text_width
+from .wording import Both, Say, both, counts, words_of
 
 MOST_NIGHTS = 8
 MOST_CLUSTERS = 20
@@ -73,7 +74,7 @@ class Plan:
 
     nights: list[str]
     order: list[str]
-    names: dict[str, str]
+    names: dict[str, Both | str]
     colours: dict[str, str]
     sizes: dict[str, dict[str, int]]
     """By night and cluster, none of them 0."""
@@ -149,12 +150,15 @@ def _plan(nights: Sequence[str], clusters: Sequence[Mapping[str, Any]], moved: M
     kept = set(alive[:MOST_CLUSTERS])
     sizes = _sizes(shown, rows, kept, unassigned(nights, moved))
     order = [*_order(rows, kept), OTHERS, UNASSIGNED]
-    names = {row["cluster_id"]: str(row["name"]) for row in rows if row["size"]}
-    pooled = len(alive) - len(kept)
+    names: dict[str, Both | str] = {
+        row["cluster_id"]: str(row["name"]) for row in rows if row["size"]
+    }
+    names[OTHERS] = words_of("p_smaller", n=len(alive) - len(kept))
+    names[UNASSIGNED] = words_of("p_unassigned")
     return Plan(
         nights=shown,
         order=[key for key in order if any(key in one for one in sizes.values())],
-        names=names | {OTHERS: f"{pooled} smaller ones", UNASSIGNED: UNASSIGNED},
+        names=names,
         # Tonight's colours are those of the report's map.
         colours=cluster_colours([row for row in rows if shown and row["night"] == shown[-1]]),
         sizes=sizes,
@@ -274,7 +278,7 @@ def _bands(plan: Plan, bars: dict[tuple[str, str], Bar], before: str, night: str
     for target in plan.order:
         end, documents = bars.get((night, target)), flow[None, target]
         if end is not None and documents:
-            about = f"{documents:,} new in {_called(plan, target)}"
+            about = words_of("p_new", n=f"{documents:,}", name=_called(plan, target))
             top, foot = _part(end, used, (night, target), documents)
             body.append(_wedge(end.x, top, foot, _colour(plan, target), about))
     return body
@@ -296,21 +300,21 @@ def _band(
     to: float,
     end: tuple[float, float],
     colour: str,
-    about: str,
+    about: Both,
 ) -> str:
     half = (x + to) / 2
     (top, foot), (end_top, end_foot) = start, end
     return (
         f'<path class="band" fill="{colour}" d="M{x:.1f} {top:.1f}C{half:.1f} {top:.1f} '
         f"{half:.1f} {end_top:.1f} {to:.1f} {end_top:.1f}V{end_foot:.1f}C{half:.1f} {end_foot:.1f} "
-        f'{half:.1f} {foot:.1f} {x:.1f} {foot:.1f}Z"><title>{said(about)}</title></path>'
+        f'{half:.1f} {foot:.1f} {x:.1f} {foot:.1f}Z">{_title(about)}</path>'
     )
 
 
-def _wedge(x: float, top: float, foot: float, colour: str, about: str) -> str:
+def _wedge(x: float, top: float, foot: float, colour: str, about: Both) -> str:
     return (
         f'<path class="new" fill="{colour}" d="M{x:.1f} {top:.1f}V{foot:.1f}'
-        f'L{x - WEDGE:.1f} {(top + foot) / 2:.1f}Z"><title>{said(about)}</title></path>'
+        f'L{x - WEDGE:.1f} {(top + foot) / 2:.1f}Z">{_title(about)}</path>'
     )
 
 
@@ -323,8 +327,7 @@ def _bar(plan: Plan, bars: dict[tuple[str, str], Bar], night: str, key: str) -> 
     body = [
         f'<rect{loose} x="{bar.x:.1f}" y="{bar.y:.1f}" width="{BAR:.0f}" '
         f'height="{bar.height:.1f}" rx="{min(2.0, bar.height / 2):.1f}" '
-        f'fill="{_colour(plan, key)}"><title>{said(_about_bar(plan, night, key, bar.size))}'
-        "</title></rect>"
+        f'fill="{_colour(plan, key)}">{_title(_about_bar(plan, night, key, bar.size))}</rect>'
     ]
     row = plan.events[night].get(key)
     if row and row["event"] in MARKS:
@@ -355,12 +358,23 @@ def _name(plan: Plan, bars: dict[tuple[str, str], Bar], key: str) -> list[str]:
     ended = _ends(plan, night, key) is not None
     x = bar.x + BAR + (18 if ended else 8)
     room = LABEL - 70 if last else _pitch(plan) - 24
-    name = _fitted(plan.names[key], 12, room)
+    name = plan.names[key]
     size = f'<tspan class="faint" font-size="11" dx="8">{bar.size:,}</tspan>' if last else ""
+    spoken = [("", name)] if isinstance(name, str) else [(" en", name.en), (" zh", name.zh)]
+    title = _title(_called(plan, key))
     return [
-        f'<text class="halo" font-size="12" x="{x:.1f}" y="{bar.middle + 4:.1f}">{said(name)}{size}'
-        f"<title>{said(_called(plan, key))}</title></text>"
+        f'<text class="halo{language}" font-size="12" x="{x:.1f}" y="{bar.middle + 4:.1f}">'
+        f"{said(_fitted(words, 12, room))}{size}{title}</text>"
+        for language, words in spoken
     ]
+
+
+def _title(about: Both | str) -> str:
+    """What is said to whoever rests on a part; the page's script changes its language."""
+    if isinstance(about, str) or about.en == about.zh:
+        return f"<title>{said(about)}</title>"
+    en, zh = (said(one).replace("\n", "&#10;") for one in (about.en, about.zh))
+    return f'<title data-en="{en}" data-zh="{zh}">{said(about.en)}</title>'
 
 
 def _legend(y: float) -> list[str]:
@@ -371,7 +385,7 @@ def _legend(y: float) -> list[str]:
         at = f'font-size="11" x="{x + 14:.1f}" y="{y:.1f}"'
         body.append(in_both([f"event_{event}"], at, "faint"))
         x += 36 + text_width(event, 11)
-    body.append(_wedge(x + WEDGE, y - 9, y + 1, GREY, "new documents"))
+    body.append(_wedge(x + WEDGE, y - 9, y + 1, GREY, words_of("p_new_documents")))
     at = f'font-size="11" x="{x + WEDGE + 6:.1f}" y="{y:.1f}"'
     return [*body, in_both(["p_pedigree"], at, "faint")]
 
@@ -380,27 +394,40 @@ def _colour(plan: Plan, key: str) -> str:
     return plan.colours.get(key, GREY)
 
 
-def _called(plan: Plan, key: str) -> str:
+def _called(plan: Plan, key: str) -> Both | str:
     """Its id and name, in a hover title."""
     name = plan.names.get(key, key)
-    return name if key in (OTHERS, UNASSIGNED) else f"{key} {cut(name, 80)}"
+    return name if isinstance(name, Both) else f"{key} {cut(name, 80)}"
 
 
-def _about_bar(plan: Plan, night: str, key: str, size: int) -> str:
-    about = f"{_called(plan, key)}\nnight {night}: {size:,} documents"
+def _about_bar(plan: Plan, night: str, key: str, size: int) -> Both:
+    return both(lambda say: "\n".join(_lines_of_bar(plan, night, key, size, say)))
+
+
+def _lines_of_bar(plan: Plan, night: str, key: str, size: int, say: Say) -> list[str]:
+    lines = [
+        str(say.said(_called(plan, key))),
+        say("p_night", night=night, documents=counts("document", size)),
+    ]
     row = plan.events[night].get(key)
     if row and row["event"] in ("born", "split", "merged"):
-        parents = ", ".join(_called(plan, one) for one in row["parents"] or [])
-        joint = {"merged": " with ", "born": " out of "}.get(row["event"], " from ")
-        about += f"\n{row['event']}{joint + parents if parents else ''}"
+        names = _joined(plan, row["parents"], say)
+        event = f"p_{row['event']}"
+        lines.append(say(f"{event}_of", parents=names) if names else say(event))
     if end := _ends(plan, night, key):
-        heirs = ", ".join(_called(plan, one) for one in end["heirs"] or [])
-        about += f"\nended in night {end['night']}{', heirs: ' + heirs if heirs else ''}"
-    return about
+        heirs = _joined(plan, end["heirs"], say)
+        given = {"night": end["night"]}
+        lines.append(say("p_ended_of", heirs=heirs, **given) if heirs else say("p_ended", **given))
+    return lines
 
 
-def _about_band(plan: Plan, source: str, target: str, documents: int, size: int) -> str:
-    share = f"{documents:,} of {size:,}"
+def _joined(plan: Plan, keys: Sequence[str] | None, say: Say) -> str:
+    return say.listed([str(say.said(_called(plan, one))) for one in keys or []])
+
+
+def _about_band(plan: Plan, source: str, target: str, documents: int, size: int) -> Both:
+    given = {"n": f"{documents:,}", "of": f"{size:,}"}
     if source == target:
-        return f"{share} stayed in {_called(plan, source)}"
-    return f"{share} went from {_called(plan, source)} to {_called(plan, target)}"
+        return words_of("p_stayed", name=_called(plan, source), **given)
+    names = {"source": _called(plan, source), "name": _called(plan, target)}
+    return words_of("p_went", **names, **given)

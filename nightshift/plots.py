@@ -166,17 +166,24 @@ def _legend(entries: Sequence[Entry]) -> list[str]:
 
 
 def spark_picture(values: Sequence[float]) -> str:
-    """A line of probabilities from 0 to 1, as high as two lines of text, without a letter."""
-    wide, high, last = 240.0, 34.0, max(1, len(values) - 1)
+    """A line of probabilities between marks at 0% and 100%, as high as two lines of text."""
+    wide, high, left, last = 270.0, 38.0, 34.0, max(1, len(values) - 1)
+    top, foot = 6.0, high - 6
     path = "L".join(
-        f"{2 + (wide - 4) * n / last:.1f} {high - 3 - (high - 6) * min(max(one, 0), 1):.1f}"
+        f"{left + (wide - left - 2) * n / last:.1f} {foot - (foot - top) * min(max(one, 0), 1):.1f}"
         for n, one in enumerate(values)
+    )
+    marks = "".join(
+        f'<text x="{left - 5:.0f}" y="{y + 3.5:.1f}" font-size="10" text-anchor="end" '
+        f'fill="currentColor" fill-opacity=".66">{mark}</text>'
+        f'<path d="M{left:.0f} {y:.1f}H{wide:.0f}" stroke="currentColor" stroke-opacity=".25"/>'
+        for mark, y in (("100%", top), ("0%", foot))
     )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" class="spark" '
         f'viewBox="0 0 {wide:.0f} {high:.0f}" '
-        f'width="{wide:.0f}" height="{high:.0f}" aria-hidden="true"><path d="M{path}" fill="none" '
-        f'stroke="{BLUE}" stroke-width="1.6"/></svg>'
+        f'width="{wide:.0f}" height="{high:.0f}" aria-hidden="true">{marks}<path d="M{path}" '
+        f'fill="none" stroke="{BLUE}" stroke-width="1.6"/></svg>'
     )
 
 

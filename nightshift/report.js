@@ -37,7 +37,12 @@
       const text = one.dataset[language];
       if (one.tagName === "INPUT") { one.placeholder = text; one.setAttribute("aria-label", text); }
       else if (one.tagName === "CANVAS") one.setAttribute("aria-label", text);
+      else if ("aria" in one.dataset) { one.title = text; one.setAttribute("aria-label", text); }
       else one.textContent = text;
+    }
+    for (const one of document.querySelectorAll("[data-title-zh]")) {
+      one.dataset.titleEn ??= one.title;
+      one.title = language === "zh" ? one.dataset.titleZh : one.dataset.titleEn;
     }
     showTheme();
     if (atlas) atlas.relabel();
@@ -292,15 +297,49 @@
       choose();
     }
 
+    // One finger is the page's, up and down; two are the map's, which follows both.
+    const fingers = new Map();
+    let apart = 0, middle = null;
+    function pinch() {
+      const box = top.getBoundingClientRect(), [[ax, ay], [bx, by_]] = [...fingers.values()];
+      const reach = Math.max(1, Math.hypot(ax - bx, ay - by_)), now = [(ax + bx) / 2 - box.left, (ay + by_) / 2 - box.top];
+      if (apart) {
+        left += middle[0] - now[0]; up += middle[1] - now[1];
+        zoomTo(reach / apart, ...now);
+      }
+      apart = reach; middle = now;
+    }
+    function lift(event) { drag = null; fingers.delete(event.pointerId); apart = 0; }
+
     let typed = 0, drag = null;
     by.addEventListener("change", () => { only.value = ""; relabel(); });
     only.addEventListener("change", choose);
     search.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(look, 120); });
     $("map-all").addEventListener("click", () => { search.value = ""; only.value = ""; matches = null; zoomTo(0); choose(); });
-    top.addEventListener("pointerdown", (event) => { drag = [event.clientX, event.clientY, left, up]; top.setPointerCapture(event.pointerId); });
-    top.addEventListener("pointerup", () => { drag = null; });
-    top.addEventListener("pointercancel", () => { drag = null; });
+    $("map-in").addEventListener("click", () => zoomTo(1.5));
+    $("map-out").addEventListener("click", () => zoomTo(1 / 1.5));
+    top.addEventListener("pointerdown", (event) => {
+      drag = [event.clientX, event.clientY, left, up];
+      top.setPointerCapture(event.pointerId);
+      if (event.pointerType !== "touch") return;
+      fingers.set(event.pointerId, [event.clientX, event.clientY]);
+      if (fingers.size === 2) pinch();
+    });
+    top.addEventListener("pointerup", (event) => {
+      const tapped = event.pointerType === "touch" && fingers.size === 1 && drag && Math.hypot(event.clientX - drag[0], event.clientY - drag[1]) < 8;
+      lift(event);
+      if (!tapped) return;
+      const box = top.getBoundingClientRect();
+      point(nearest(event.clientX - box.left, event.clientY - box.top, 28));
+    });
+    top.addEventListener("pointercancel", lift);
+    top.addEventListener("touchmove", (event) => { if (event.touches.length > 1 && event.cancelable) event.preventDefault(); }, { passive: false });
     top.addEventListener("pointermove", (event) => {
+      if (fingers.has(event.pointerId)) {
+        fingers.set(event.pointerId, [event.clientX, event.clientY]);
+        if (fingers.size === 2) { pinch(); return; }
+        if (fingers.size > 2 || !drag) return;
+      }
       if (drag && event.buttons && zoom > 1) {
         left = drag[2] - event.clientX + drag[0]; up = drag[3] - event.clientY + drag[1];
         point(-1); later(); return;
@@ -309,7 +348,8 @@
       const one = nearest(event.clientX - box.left, event.clientY - box.top, 14);
       if (one !== at) point(one);
     });
-    top.addEventListener("pointerleave", () => point(-1));
+    // A finger that leaves has read nothing yet.
+    top.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") point(-1); });
     top.addEventListener("wheel", (event) => {
       // Without a key the wheel is the page's: a reader who scrolls by must not be caught here.
       if (!event.ctrlKey && document.activeElement !== top) return;
@@ -345,6 +385,18 @@
     if (event.key === "t" || event.key === "T") nextTheme();
     else if (event.key === "l" || event.key === "L") otherLanguage();
     else if (event.key === "/" && $("map-search")) { $("map-search").focus(); event.preventDefault(); }
+  });
+  // Paper is white, and nothing on it can be opened.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    root.dataset.theme = "light";
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const one of folded) one.open = true;
+    if (atlas) { atlas.measure(); atlas.paint(); }
+  });
+  window.addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
+    showTheme();
   });
   showLanguage(language === "en" || language === "zh" ? language : root.dataset.lang);
   if ($("atlas")) {

@@ -79,6 +79,9 @@ class ReportConfig(Config):
     """Answers explained word by word, of the documents that deserve a look. 0 explains none."""
     text_length: int = Field(default=240, ge=40, le=5000)
     """Characters of a document shown at once; the rest is behind a fold."""
+    review_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    """Where `nightshift review` is served, such as http://127.0.0.1:8100: documents that deserve a
+    look lead there. null names the command instead."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class NightReport:
     unknown_rate: float | None = None
     """Share of tonight's tokens that the tokenizer does not know."""
 
-    champion: str | None = None
+    champion: str | Both | None = None
     """The model that answers now, such as `version 3`."""
     trained: bool = False
     outcome: str = ""
@@ -214,6 +217,8 @@ def render(report: NightReport, config: ReportConfig | None = None) -> str:
         said={name: both(lambda say, name=name: getattr(sentences, name)(report, say))
               for name in ("verdict", "against_yesterday", "against_linear", "leakage",
                            "drift_verdict")},
+        champion=both(lambda say: _capital(str(say.said(report.champion or "")))),
+        decided=both(lambda say: sentences.decided(report, say)),
         linear_leads=(linear_lead(report) or 0) >= 0.0005,
         on_the_gate=both(lambda say: sentences.on_the_gate(report.promotion, say)),
         paired=both(lambda say: sentences.paired(report.promotion, say)),
@@ -228,7 +233,8 @@ def render(report: NightReport, config: ReportConfig | None = None) -> str:
         pedigree=Markup(report.pedigree),
         shifts=exhibits.shifts(report),
         drift=[exhibits.drift(kind, found) for kind, found in report.drift.items()],
-        look=exhibits.look(report),
+        look=exhibits.look(report, config.review_url),
+        review_url=config.review_url,
         explained=[exhibits.explained(one) for one in report.explained],
         slices=exhibits.slice_rows(report),
         reliability=exhibits.reliability(report.details),
@@ -266,10 +272,17 @@ def _environment(config: ReportConfig) -> Environment:
         plain=plain,
         points=signed_points,
         fold=lambda text: exhibits.fold(text, config.text_length),
-        short=lambda text: cut(str(text), config.text_length),
+        short=lambda text: text if isinstance(text, Both) else cut(str(text), config.text_length),
+        term=sentences.term,
+        in_english=lambda text: text.en if isinstance(text, Both) else text,
+        in_chinese=lambda text: text.zh if isinstance(text, Both) else text,
         script=script_of,
     )
     return environment
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _printable(value: Any) -> Any:

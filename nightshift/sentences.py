@@ -6,10 +6,11 @@ Each takes the night and `say`, the language; without it they speak English.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .phrases import LINES
+from .phrases import LINES, REASONS, TERMS, WORDS
 from .pictures import cut
 from .wording import EN, Both, Say, counts, plain, share, words_of
 
@@ -105,20 +106,58 @@ def against_linear(report: NightReport, say: Say = EN) -> str:
     return say(key, points=say.points(lead), whole=whole, linear=linear) + network
 
 
+SCORES = re.compile(r"[:;] (?:accuracy|macro-F1) \S+ against \S+ on \d+ gate rows \([^)]*\)")
+"""What a decision's reason says in figures; the page says the same, rounded, beside it."""
+
+
+def decided(report: NightReport, say: Say = EN) -> str:
+    """What was decided about a model, without the figures that the page has beside it."""
+    words = SCORES.sub("", report.outcome).strip().rstrip(".")
+    if not words:
+        return ""
+    if say.language == "zh":
+        chinese = in_chinese(words)
+        # What has no Chinese is left in English, and the page says so to a screen reader.
+        return chinese + "。" if chinese != words else decided(report)
+    # The name of a key begins no sentence, and keeps its letters.
+    key = "." in words.split()[0]
+    return (f"Because {words}" if key else words[:1].upper() + words[1:]) + "."
+
+
+def in_chinese(reason: str) -> str:
+    """A reason of the ledger in Chinese; what has none stays as it is."""
+    for pattern, chinese in REASONS:
+        if found := re.fullmatch(pattern, reason, re.DOTALL):
+            return chinese.format(*(in_chinese(one) for one in found.groups()))
+    return reason
+
+
+def term(name: str) -> Both:
+    """A name that a table has in English, such as a reason of `rejects`, in both languages."""
+    for pattern, chinese in TERMS:
+        if found := re.fullmatch(pattern, name):
+            return Both(name, chinese.format(*found.groups()))
+    return Both(name, name)
+
+
 def on_the_gate(promotion: Mapping[str, Any] | None, say: Say = EN) -> str:
     """The scores that the promotion compared, in a sentence; empty without a comparison."""
     champion = number(promotion, "champion_score")
     challenger = number(promotion, "challenger_score")
     if promotion is None or challenger is None:
         return ""
-    metric = str(promotion.get("metric") or "score").replace("_", "-")
-    metric = (metric[:1].upper() + metric[1:]).replace("-f1", "-F1")
-    write = plain if "loss" in metric else share
+    name = str(promotion.get("metric") or "score")
+    metric = words_of(name) if name in WORDS else name.replace("_", "-").capitalize()
+    write = plain if "loss" in name else share
     given = {"metric": metric, "rows": counts("gate row", promotion.get("rows") or 0),
              "challenger": write(challenger)}  # fmt: skip
     if champion is None:
         return say("gate_one", **given)
-    return say("gate_both", champion=write(champion), **given)
+    said = say("gate_both", champion=write(champion), **given)
+    wins, losses = number(promotion, "wins"), number(promotion, "losses")
+    if wins is None or losses is None:
+        return said
+    return said + say("gate_won", wins=f"{wins:,.0f}", losses=f"{losses:,.0f}")
 
 
 def paired(promotion: Mapping[str, Any] | None, say: Say = EN) -> str:
@@ -150,7 +189,7 @@ def leakage(report: NightReport, say: Say = EN) -> str:
     """How many test rows nearly stand in training, and what the score is without them."""
     near, apart = report.near, report.details.get("apart")
     if "note" in near:
-        return say("near_note", note=near["note"])
+        return say("near_note", note=Both(near["note"], in_chinese(near["note"])))
     if not near:
         return ""
     what = say("near_what", share=f"{near['threshold']:.0%}")
@@ -220,7 +259,7 @@ def digest_text(report: NightReport, say: Say = EN) -> str:
         if quality
         else say("d_unmeasured"),
         "baseline": against_linear(report, say) or say("d_not_measured"),
-        "model": report.outcome or say("d_undecided"),
+        "model": _decision(report, say) or say("d_undecided"),
         "clusters": _largest_clusters(report, say) or say("d_none"),
         "changed": _what_changed(report, say),
         "drift": drift_verdict(report, say),
@@ -231,6 +270,11 @@ def digest_text(report: NightReport, say: Say = EN) -> str:
     if say.language == "zh":
         return "\n".join(f"{LINES[name]}：{cut(text, 300)}" for name, text in lines.items())
     return "\n".join(f"{name:<10} {cut(text, 300)}" for name, text in lines.items())
+
+
+def _decision(report: NightReport, say: Say) -> str:
+    """As the ledger has it, with its figures: a digest has no other place for them."""
+    return in_chinese(report.outcome) if say.language == "zh" else report.outcome
 
 
 def _largest_clusters(report: NightReport, say: Say) -> str:

@@ -24,7 +24,7 @@ from nightshift.pictures import Point
 from nightshift.pipeline import masked
 from nightshift.reports import NightReport, render
 from nightshift.scoring import Scores
-from nightshift.sentences import digest_text
+from nightshift.sentences import digest_text, in_chinese
 from nightshift.wording import Both, Say, counts, words_of
 
 from .cluster import Clustered, living, quality_of
@@ -41,6 +41,8 @@ from .why import explained, shift_and_drift
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
+SHORT_ID = 8
+"""Characters of a model's id that a headline has."""
 CELL = 84
 """Characters of a line in Prefect's table, which does not wrap them."""
 
@@ -135,7 +137,9 @@ def write_page(
         files=_of_night(night, "batches"),
         languages=ingested.languages,
         unknown_rate=tokens.figures.get("unknown_rate"),
-        champion=f"model {embedded.winner.model_id}" if embedded.winner else None,
+        champion=words_of("model_named", id=embedded.winner.model_id[:SHORT_ID])
+        if embedded.winner
+        else None,
         trained=trained.challenger is not None,
         outcome=promoted.reason,
         quality=_scores(evaluated.challenger if promoted.promoted else evaluated.champion),
@@ -345,6 +349,10 @@ def _points(
     ]
 
 
+def _spoken(reason: str) -> Both:
+    return Both(reason, in_chinese(reason))
+
+
 def _notes(
     night: Night,
     files: Files,
@@ -364,7 +372,7 @@ def _notes(
     if unknown > limit:
         notes.append(words_of("note_unknown", share=f"{unknown:.1%}", limit=f"{limit:.0%}"))
     if evaluated.note:
-        notes.append(words_of("note_no_quality", note=evaluated.note))
+        notes.append(words_of("note_no_quality", note=_spoken(evaluated.note)))
     if evaluated.failed_checks:
         notes.append(words_of("note_checks", n=len(evaluated.failed_checks)))
     if clustered.ended:

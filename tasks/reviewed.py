@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightshift.journal import is_person
+from nightshift.wording import Both, both, counts, share, words_of
 
 from .evaluate import Evaluated
 from .stage import Night
@@ -43,21 +44,24 @@ def reviewed(night: Night, trained: Trained, evaluated: Evaluated) -> dict[str, 
     return found
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(found: dict[str, Any]) -> list[Both]:
     """The same in words, as a note of the report; none where nobody labelled."""
     if not found:
         return []
     names = [f"{name} {count}" for name, count in found["by"].items()]
     shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
-    noun = "document" if found["documents"] == 1 else "documents"
-    people = f"People labelled {found['documents']} {noun} since the last training ({shown})"
+    many = counts("document", found["documents"])
+    people = words_of("people_labelled", documents=many, names=shown)
     if not found["trained"]:
-        return [f"{people}; they wait for the next one"]
+        return [words_of("people_wait", people=people)]
     if "after" not in found:
-        return [f"{people}, and tonight's training learned from them"]
-    points = round(100 * (found["after"] - found["before"]), 1)
-    moved = f"{abs(points)} points {'more' if points > 0 else 'fewer'}" if points else "as before"
+        return [words_of("people_learned", people=people)]
+    change = round(found["after"] - found["before"], 3)
+    key = "points_more" if change > 0 else "points_fewer"
+    moved = both(lambda say: say(key, points=say.points(change)) if change else say("as_before"))
     return [
-        f"{people}. The model that learned from them is right on {found['after']:.1%} of the same "
-        f"{found['rows']} test rows ({moved}; before: {found['before']:.1%})"
-    ]
+        words_of(
+            "people_helped", people=people, moved=moved, rows=counts("test row", found["rows"]),
+            before=share(found["before"]), after=share(found["after"]),
+        )
+    ]  # fmt: skip

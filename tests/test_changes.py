@@ -83,6 +83,24 @@ def test_what_deserves_a_look_is_unsure_far_or_at_odds_with_its_cluster(lake: La
     assert only["purity"] == pytest.approx(6 / 7)
 
 
+def test_a_new_topic_does_not_fill_the_list_of_surprises(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "p")
+    axes = np.eye(8, dtype=np.float32)
+    # Nine of one topic and one of another in no cluster, and five far ones of a cluster.
+    kinds = [*([("unassigned", 0)] * 9), ("unassigned", 1), *(("c-1", 2 + n) for n in range(5))]
+    ids = [f"e{n:02d}" for n in range(len(kinds))]
+    put(lake, "documents", "n1", [{"doc_id": one, "text": "t"} for one in ids])
+    put(lake, "embeddings", "n1", [
+        {"doc_id": one, "vector": (axes[axis] + 0.01 * n).tolist(), "model_id": "m1"}
+        for n, (one, (_, axis)) in enumerate(zip(ids, kinds, strict=True))
+    ])  # fmt: skip
+    where = {one: (cluster, 2.0 - n / 100)
+             for n, (one, (cluster, _)) in enumerate(zip(ids, kinds, strict=True))}  # fmt: skip
+    found = standouts(lake, "n1", "m1", where, {})["surprising"]
+    assert [one["doc_id"] for one in found] == ["e00", "e01", "e09", "e10", "e11", "e12"]
+    assert [one["distance"] for one in found[:2]] == [2.0, 1.99]
+
+
 def test_clusters_that_grew_most_are_three_at_most() -> None:
     rows = [{"cluster_id": f"c-{n}", "event": "continued", "size": 10 + n, "previous_size": 10}
             for n in range(6)]  # fmt: skip

@@ -136,13 +136,15 @@ def test_the_sentence_says_what_the_labels_did_and_no_more() -> None:
     found = {"documents": 12, "by": {"ada": 8, "bob": 4}, "trained": True, "rows": 531,
              "before": 0.896, "after": 0.901}  # fmt: skip
     people = "People labelled 12 documents since the last training (ada 8, bob 4)"
-    assert sentences(found) == [
+    assert [str(one) for one in sentences(found)] == [
         f"{people}. The model that learned from them is right on 90.1% of the same 531 test rows "
         "(0.5 points more; before: 89.6%)"
     ]
-    assert "(1.6 points fewer; before" in sentences({**found, "after": 0.88})[0]
-    assert "(as before; before" in sentences({**found, "after": 0.896})[0]
-    assert sentences({**found, "trained": False}) == [f"{people}; they wait for the next one"]
+    assert "(1.6 points fewer; before" in sentences({**found, "after": 0.88})[0].en
+    assert "(as before; before" in sentences({**found, "after": 0.896})[0].en
+    [waiting] = sentences({**found, "trained": False})
+    assert waiting.en == f"{people}; they wait for the next one"
+    assert waiting.zh == "自上次训练以来，人工标注了 12 篇文档（ada 8, bob 4）；等待下一次训练"
     assert sentences({}) == []
 
 

@@ -104,7 +104,7 @@ def test_bands_are_those_who_stayed_and_those_who_moved() -> None:
 
 def test_a_bar_is_as_high_as_its_cluster_is_large() -> None:
     found = bars(drawn(NIGHTS, ROWS, CHANGES))
-    heights = {about.split(" documents")[0]: float(one.get("height", "")) for about, one in
+    heights = {about.split(" document")[0]: float(one.get("height", "")) for about, one in
                found.items()}  # fmt: skip
     whole = heights["A name of A\nnight n2: 9"]
     assert whole == pytest.approx(430 * 9 / 12, abs=0.06)  # twelve in the fullest night
@@ -231,6 +231,19 @@ def test_any_name_leaves_well_formed_markup_inside_the_picture(name: str) -> Non
     picture = drawn(NIGHTS, rows, CHANGES)
     assert not list(picture.iter(f"{SVG}script"))
     assert len(bars(picture)) == 5
+
+
+def test_what_is_no_name_of_a_cluster_is_said_in_both_languages() -> None:
+    picture = drawn(NIGHTS, ROWS, CHANGES)
+    spoken = {one.get("class", ""): "".join(one.itertext()) for one in picture.iter(f"{SVG}text")
+              if "halo " in one.get("class", "")}  # fmt: skip
+    assert spoken["halo zh"].startswith("未归类")
+    assert spoken["halo en"].startswith("unassigned")
+    hovered = {one.get("data-en"): one.get("data-zh") for one in picture.iter(f"{SVG}title")}
+    assert hovered["A name of A\nnight n1: 6 documents\nborn"] == (
+        "A name of A\nn1 夜：6 篇文档\n新生"
+    )
+    assert "由 A name of A 分裂而来" in "".join(one or "" for one in hovered.values())
 
 
 def test_the_picture_brings_its_own_light_and_dark() -> None:

@@ -8,17 +8,25 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
-from test_reports import HOSTILE, cluster, evaluated_night, third_night
+from conftest import House, rows
+from test_reports import HOSTILE, cluster, evaluated_night, quality, third_night
 
 from nightshift.explanations import Explanation, Word
 from nightshift.pictures import Point
+from nightshift.pipeline import load_settings
 from nightshift.reports import NightReport, ReportConfig, render
 
 if TYPE_CHECKING:
@@ -264,6 +272,120 @@ def test_in_print_there_are_no_buttons_and_the_paper_is_white(opened: Opened) ->
     assert opened.page.evaluate(ink) == "rgb(32, 36, 46)"
 
 
+LONG = "a class whose name somebody wrote as a whole sentence about refunds and deliveries, " * 2
+
+
+def test_one_long_class_name_leaves_room_for_bars_files_and_figures(
+    browser: Browser, tmp_path: Path
+) -> None:
+    night = whole_night()
+    night = replace(
+        night, label_counts={"good": 60, LONG: 30},
+        by_file={"files": [{"file": "a.csv", "documents": 9, "labelled": 3,
+                            "labels": [[LONG, 9], ["bad", 2]], "more": 2}], "left_out": 0},
+        quality=quality(labels=(*(f"class number {n}" for n in range(11)), LONG)),
+    )  # fmt: skip
+    path = tmp_path / "long.html"
+    path.write_text(render(night), encoding="utf-8")
+    page = Opened(browser, path).page
+    widths = page.evaluate("[...document.querySelectorAll('.bar')].map(one => one.offsetWidth)")
+    assert widths[0] > 150
+    assert widths[1] == pytest.approx(widths[0] / 2, abs=2)
+    cut = "one => one.scrollWidth > one.clientWidth + 1"
+    found = f"[...document.querySelectorAll('.scroll')].filter({cut}).length"
+    assert page.evaluate(found) == 0
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+
+
+def test_on_a_phone_a_row_has_its_text_above_and_its_numbers_under_it_by_name(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "phone.html"
+    path.write_text(render(whole_night("The soup was cold. " * 9)), encoding="utf-8")
+    page = browser.new_context(viewport={"width": 390, "height": 844}).new_page()
+    page.goto(path.as_uri())
+    row = page.locator("#look table tbody tr").first
+    boxes = [one.bounding_box() for one in row.locator("th, td").all()]
+    assert all(box is not None and box["x"] + box["width"] <= 390 for box in boxes)
+    assert boxes[0] is not None
+    assert boxes[0]["width"] > 330
+    name = "getComputedStyle(document.querySelector('#look td:last-child'), '::before').content"
+    assert "Margin" in page.evaluate(name)
+    page.keyboard.press("l")
+    assert "差值" in page.evaluate(name)
+
+
+def test_fingers_scroll_the_page_and_two_of_them_zoom_the_map(
+    browser: Browser, written: Path
+) -> None:
+    phone = {"width": 390, "height": 844}
+    page = browser.new_context(viewport=phone, has_touch=True, is_mobile=True).new_page()
+    page.goto(written.as_uri())
+    page.wait_for_selector("#map-legend button")
+    touch = "getComputedStyle(document.querySelector('#map-field')).touchAction"
+    assert page.evaluate(touch) == "pan-y"
+    page.locator("#map-top").scroll_into_view_if_needed()
+    box = page.locator("#map-top").bounding_box()
+    assert box is not None
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    ends = "nightshiftAtlas.place(40)[n] - nightshiftAtlas.place(41)[n]"
+    apart = f"Math.hypot(...[0, 1].map(n => {ends}))"
+    before = page.evaluate(apart)
+    page.tap("#map-in")
+    assert page.evaluate(apart) == pytest.approx(1.5 * before)
+    page.tap("#map-out")
+    fingers = page.context.new_cdp_session(page)
+
+    def send(kind: str, *reach: float) -> None:
+        points = [{"x": middle[0] + one, "y": middle[1], "id": n} for n, one in enumerate(reach)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", -30)
+    send("touchStart", -30, 30)
+    send("touchMove", -45, 45)
+    send("touchMove", -60, 60)
+    send("touchEnd")
+    assert page.evaluate(apart) == pytest.approx(2 * before, rel=0.1)
+    page.tap("#map-all")
+    x, y = page.evaluate("nightshiftAtlas.place(42)")
+    page.touchscreen.tap(box["x"] + x, box["y"] + y)
+    assert page.is_visible("#map-tip")
+
+
+def test_paper_is_white_under_pictures_too_and_nothing_on_it_is_folded(
+    browser: Browser, tmp_path: Path
+) -> None:
+    night = replace(whole_night(), examples={"d-1": "cold soup " * 90, "d-2": "fish"})
+    path = tmp_path / "print.html"
+    path.write_text(render(night), encoding="utf-8")
+    page = Opened(browser, path, color_scheme="dark").page
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    grounds = page.evaluate(
+        "[...document.querySelectorAll('.picture .ground')].map(one => getComputedStyle(one).fill)"
+    )
+    assert set(grounds) == {"rgb(255, 255, 255)"}
+    assert page.is_visible("#map-legend button >> nth=0")
+    assert page.locator("details").count() > 1
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+
+
+def test_a_text_begins_at_its_own_side_in_either_language(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "rtl.html"
+    path.write_text(render(whole_night("שלום עולם")), encoding="utf-8")
+    page = Opened(browser, path).page
+    side = "one => getComputedStyle(one).direction + getComputedStyle(one).textAlign"
+    sides = f"[...document.querySelectorAll('#look [dir]')].map({side})"
+    english = page.evaluate(sides)
+    assert "rtlstart" in english
+    page.keyboard.press("l")
+    assert page.evaluate(sides) == english
+
+
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_document_is_shown_as_it_is_and_does_nothing(
     browser: Browser, tmp_path: Path, text: str
@@ -312,3 +434,81 @@ def test_fifty_thousand_documents_open_within_two_seconds(browser: Browser, tmp_
     assert min(seconds) < 2
     # Milliseconds of script a frame; on a machine that has more to do than cores, as many times so.
     assert min(frames) < 100 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+# --- in MLflow's own viewer --------------------------------------------------------------------
+
+OWNED = "<script>top.document.title = document.title = 'owned'; alert(1)</script>"
+FOREIGN = [
+    f"{OWNED} oven butter flour",
+    '<img src=x onerror="alert(1)"> roast garlic',
+    "שלום עולם oven salt",
+    "👩‍🍳🔥 oven roast salt 🧈",
+    "银行卡丢失了怎么办，请帮我挂失",
+]
+
+
+@contextmanager
+def mlflow_ui(store: str, folder: Path) -> Iterator[str]:
+    """MLflow's own pages over a store; their address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", store,
+               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+    url, log = f"http://127.0.0.1:{port}", folder / "ui.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, start_new_session=True,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "1"},
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            assert process.poll() is None, log.read_text()
+            try:
+                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        yield url
+    finally:
+        # It has a server below it, which waits for whoever still listens.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+@pytest.mark.timeout(600)
+def test_the_page_of_a_night_is_read_in_mlflows_viewer_and_does_nothing_there(
+    browser: Browser, house: House
+) -> None:
+    house.declare(report={"map_points": 200, "explained": 1}, clusters={"k": 3})
+    house.drop("one.jsonl", [*rows(20), *({"text": text} for text in FOREIGN)])
+    house.work("n1")
+    [night] = house.lake.nights()
+    with mlflow_ui(load_settings(house.config).mlflow, house.folder) as url:
+        run = httpx.get(
+            f"{url}/ajax-api/2.0/mlflow/runs/get", params={"run_id": night["mlflow_run"]}
+        ).json()["run"]["info"]
+        page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
+        complaints: list[str] = []
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(f"{url}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+                  "/artifacts/report.html")  # fmt: skip
+        viewer = page.wait_for_selector("iframe", timeout=120_000)
+        assert viewer is not None
+        # Scripts may run there, as the page of another place: no cookie of MLflow is within reach.
+        assert viewer.get_attribute("sandbox") == "allow-scripts"
+        frame = viewer.content_frame()
+        assert frame is not None
+        frame.wait_for_selector("#map-legend button", timeout=60_000)
+        assert frame.locator("h1").inner_text().startswith(house.name)
+        told = frame.evaluate("document.getElementById('map-texts').textContent").split("\n")
+        on_map = [frame.evaluate("nightshiftAtlas.text", n) for n in range(len(told) - 1)]
+        assert {*FOREIGN} <= {*on_map, *told}
+        page.keyboard.press("Tab")
+        assert complaints == []
+        assert "owned" not in (page.title(), frame.title())
+        assert frame.evaluate("document.querySelectorAll('script').length") == 3
+        assert frame.locator("img").count() == 0
+        shown = frame.locator("body").inner_text()
+        assert sum(text[:25] in shown for text in FOREIGN) >= 3

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from nightshift.exhibits import accuracy_margin, comparison, safe_link, slice_rows
 from nightshift.pictures import (
@@ -28,15 +29,21 @@ from nightshift.pictures import (
     stage_bar,
 )
 from nightshift.plots import curves_picture, reliability_picture
+from nightshift.promotion import Judged, PromotionConfig, compare, judge
 from nightshift.reports import SCRIPT, NightReport, ReportConfig, render
 from nightshift.scoring import Scores
 from nightshift.sentences import (
     against_linear,
     against_yesterday,
+    decided,
     digest_text,
+    in_chinese,
     leakage,
+    on_the_gate,
+    term,
     verdict,
 )
+from nightshift.wording import ZH
 
 STARTED = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 HOSTILE = [
@@ -675,3 +682,161 @@ def test_the_unassigned_are_shown_in_groups_with_those_of_their_texts_that_are_t
     assert "<summary>12 · <bdi>&lt;refund&gt;</bdi>, <bdi>fee</bdi></summary>" in page
     assert "They want a &lt;refund&gt;." in page
     assert "far from every cluster" not in render(third_night(loose=[]))
+
+
+# --- the decision, in words ------------------------------------------------------------------
+
+FIGURES = (
+    "accuracy 0.9012 against 0.8934 on 531 gate rows (lead +0.0078, 95% interval +0.0012 to "
+    "+0.0143; 12 rows won, 3 lost, p 0.035)"
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        (f"the challenger is proved better: {FIGURES}", "The challenger is proved better."),
+        (
+            f"the challenger is proved better: {FIGURES}; but class 'a' falls from F1 0.90 to 0.50 "
+            "on 20 rows",
+            "The challenger is proved better; but class 'a' falls from F1 0.90 to 0.50 on 20 rows.",
+        ),
+        (f"promotion.policy is always: {FIGURES}", "Because promotion.policy is always."),
+        (
+            f"the challenger is better: it knows x, which the champion does not; {FIGURES}",
+            "The challenger is better: it knows x, which the champion does not.",
+        ),
+        ("the first classifier becomes champion", "The first classifier becomes champion."),
+    ],
+)
+def test_a_decision_is_a_sentence_without_the_figures_beside_it(reason: str, sentence: str) -> None:
+    assert decided(third_night(outcome=reason)) == sentence
+    # A digest has no other place for them.
+    assert reason in digest_text(third_night(outcome=reason))
+
+
+def reasons() -> list[str]:
+    """What the ledger may say, by the functions that say it where they need no lake."""
+    rows = ["a", "b"] * 60
+    wrong = ["b" if n < 30 else one for n, one in enumerate(rows)]
+    found: list[str] = []
+    for policy in ("better", "not_worse", "always", "manual"):
+        for old, new, classes in ((rows, wrong, "ab"), (wrong, rows, "ab"), (rows, rows, "abcde"),
+                                  (rows, wrong, "abc")):  # fmt: skip
+            sides = Judged(old, ["a", "b"], 1.0), Judged(new, [*classes], 3.0)
+            config = PromotionConfig(policy=policy, class_margin=0.01, floors={"language": 0.01},
+                                     slower=2.0)  # fmt: skip
+            slices = {"language": ["en", "zh"] * 60}
+            found.append(judge(compare(rows, *sides, config, slices), config).reason)
+    return [
+        *found,
+        "the champion stays: nothing new to learn from",
+        "the champion stays: the newest classifier did not become champion, and since then neither "
+        "labels, config nor code have changed: it would come out the same",
+        "there is no champion: no document is labelled",
+        "there is no champion: 8 labelled training documents, and train.min_rows is 20",
+        "there is no champion: all 8 labelled training documents say 'a': one class",
+        "there is no champion: there are no documents yet",
+        "a network that learned clusters replaces corpus vectors",
+        "corpus vectors, learned anew (the corpus has grown from 80 to 900 documents)",
+        "the first model (a network that learned clusters) becomes champion",
+        "the challenger is the champion, bit by bit",
+        "promotion.policy is better, and no labelled document is on the gate side",
+        "no labelled document is on the test side",
+    ]
+
+
+def test_what_the_ledger_says_of_a_model_has_chinese() -> None:
+    known = {"promotion.policy", "train.min_rows", "manual", "always", "better", "not_worse",
+             "language", "en", "zh", "a", "b", "c", "d", "e", "F1", "p"}  # fmt: skip
+    for reason in reasons():
+        left = set(re.findall(r"[A-Za-z][\w.]*", in_chinese(reason))) - known
+        assert not left, (reason, in_chinese(reason))
+    assert in_chinese(f"the challenger is not proved better: {FIGURES}") == (
+        "未能证明挑战者更好：准确率 0.9012 对 0.8934，531 行把关数据（领先 +0.0078，"
+        "95% 区间 +0.0012 至 +0.0143；赢 12 行，输 3 行，p 0.035）"
+    )
+    # A person's own words stay theirs.
+    assert in_chinese("ada promoted version 3: it reads better") == (
+        "ada 晋升版本 3：it reads better"
+    )
+    assert decided(third_night(outcome="as ada said"), ZH) == "As ada said."
+
+
+def test_names_that_tables_have_in_english_are_chinese_on_a_chinese_page() -> None:
+    assert [term(one).zh for one in ("no text", "6 to 9 tokens", "1 token", "new champion")] == [
+        "没有文本",
+        "6 至 9 个词元",
+        "1 个词元",
+        "新冠军",
+    ]
+    html = render(evaluated_night())
+    assert '<span class="zh" lang="zh-Hans">没有文本</span>' in html
+    assert "冠军通过了全部5 项检查。" in html
+    # A class or a region may be called so, and keeps its name.
+    night = third_night(details={"slices": [{**details()["slices"][2], "name": "other"}]})
+    assert slice_rows(night)[0]["name"] == "other"
+
+
+def test_the_gates_sentence_says_its_measure_in_chinese_and_who_won_which_rows() -> None:
+    row = {"champion_score": 0.8, "challenger_score": 0.82, "rows": 200, "metric": "accuracy",
+           "wins": 9, "losses": 5}  # fmt: skip
+    assert on_the_gate(row, ZH).startswith("准确率，200 行把关数据：冠军 80.0%，挑战者 82.0%。")
+    assert on_the_gate(row).endswith(
+        " The challenger alone is right on 9 of them, the champion alone on 5."
+    )
+
+
+# --- what deserves a look --------------------------------------------------------------------
+
+
+def looked_at(**changes: Any) -> NightReport:
+    row = {"doc_id": "d/1&?", "label": "good", "given": True, "probability": 0.5,
+           "cluster_id": "unassigned", "margin": 0.01}  # fmt: skip
+    standouts = {"unsure": [row], "surprising": [], "disagreeing": []}
+    return third_night(standouts=standouts, details={"suspects": [], "slices": []}, **changes)
+
+
+def test_a_list_without_a_document_says_so() -> None:
+    said = words(render(looked_at()))
+    assert "Most surprising None tonight." in said
+    assert "Suspected wrong labels None tonight." in said
+    # Where there were no test rows, nobody looked for them.
+    said = words(render(replace(looked_at(), details={})))
+    assert "Suspected wrong labels" not in said
+
+
+def test_documents_that_deserve_a_look_lead_to_the_review_page_or_name_its_command() -> None:
+    assert "nightshift review reviews" in words(render(looked_at()))
+    html = render(looked_at(), ReportConfig(review_url="https://review.example/n/"))
+    links = [attributes.get("href") for tag, attributes in Page(html).elements if tag == "a"]
+    assert "https://review.example/n/review?queue=unsure&doc=d%2F1%26%3F" in links
+    assert "nightshift review" not in words(html)
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "ftp://x", "http://u:p@x", "https://x?a"])
+def test_a_review_page_is_reached_by_http_without_secrets(url: str) -> None:
+    with pytest.raises(ValidationError, match="review_url"):
+        ReportConfig(review_url=url)
+
+
+def test_who_is_in_no_cluster_is_called_so_in_chinese_too() -> None:
+    html = render(looked_at())
+    cell = html.partition('id="look-unsure"')[2].partition("</tr>\n</tbody>")[0]
+    assert "未归类" in cell
+    assert "unassigned" not in cell
+
+
+def test_the_numbers_of_an_explained_answer_stand_in_a_table() -> None:
+    word = {"text": "cold", "start": 0, "end": 4, "network": -0.25, "wide": None, "together": -0.5,
+            "attention": 0.75, "probability": 0.8}  # fmt: skip
+    one = {"doc_id": "d-1", "text": "cold soup", "label": "good", "probability": 0.8,
+           "abstained": False,
+           "words": [word, *({**word, "together": n / 100} for n in range(24))]}  # fmt: skip
+    html = render(third_night(explained=[one]))
+    said = words(html)
+    assert "cold −50.0% −0.250 – 75.0% 80.0% cold +23.0%" in said
+    assert "The 20 strongest of 25 words." in said
+    assert "合计" in html
+    assert ">100%</text>" in html
+    assert ">0%</text>" in html
