@@ -25,7 +25,7 @@ from flows.locking import alone
 from nightshift.errors import BusyError, ConfigError, NightError
 from nightshift.journal import Journal
 from nightshift.pipeline import load_settings
-from nightshift.tables import SCHEMAS, NightWriter, rows_of
+from nightshift.tables import SCHEMAS, Lake, NightWriter, rows_of
 
 YESTERDAY = time.time() - 90_000
 
@@ -177,8 +177,6 @@ def test_a_backup_restored_elsewhere_works_the_next_night(
         (there / "inbox").mkdir()
         again.drop("two.jsonl", rows(8, seed=2))
         work(house.name, "n2", str(again.config))
-        from nightshift.tables import Lake
-
         lake = Lake(settings.lake, house.name)
         assert [row["state"] for row in lake.nights()] == ["published", "published"]
         assert lake.read("documents").num_rows == 90 + 24
@@ -204,6 +202,47 @@ def test_a_backup_overwrites_nothing_and_waits_for_no_night(house: House, tmp_pa
     with pytest.raises(ConfigError, match="is not empty"):
         restore(written, tmp_path / "full")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["b", "full", "there"]
+
+
+@pytest.mark.parametrize("name", ["press-journal", "db-wal", "a-shm"])
+def test_a_pipeline_may_have_a_name_like_that_of_a_passing_file(
+    house: House, tmp_path: Path, name: str
+) -> None:
+    named = House(tmp_path / "of" / "it")
+    named.folder.mkdir(parents=True)
+    named.declare()
+    whole = yaml.safe_load(named.config.read_text())
+    [pipeline] = whole["pipelines"].values()
+    whole |= {"pipelines": {name: pipeline}, "mlflow": "sqlite:///mlflow.db"}
+    named.config.write_text(yaml.safe_dump(whole))
+    lake = Lake(str(named.folder / "lake"), name)
+    lake.write_night(house.lake.nights()[0])
+    (named.folder / "reports" / name).mkdir(parents=True)
+    for one in ("n1.html", ".night.lock", "n2.part"):
+        (named.folder / "reports" / name / one).write_text("page")
+    files = backup(named.config, tmp_path / "b")["files"]
+    assert any(one.startswith(f"lake/{name}/nights/") for one in files)
+    assert [one for one in files if one.startswith("reports/")] == [f"reports/{name}/n1.html"]
+
+
+def test_a_backup_without_the_tables_of_a_pipeline_is_none(house: House, tmp_path: Path) -> None:
+    away = tmp_path / "another-disk"
+    Path(house.lake.root).rename(away)
+    Path(house.lake.root).symlink_to(away)
+    try:
+        with pytest.raises(NightError, match=f"{house.name} has nights, and its tables"):
+            backup(house.config, tmp_path / "b.tar")
+    finally:
+        Path(house.lake.root).unlink()
+        away.rename(house.lake.root)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("inside", ["reports/b.tar.gz", "lake/b", "data/mlflow-artifacts/x/b"])
+def test_a_backup_does_not_go_into_what_it_copies(house: House, inside: str) -> None:
+    with pytest.raises(ConfigError, match="would hold itself"):
+        backup(house.config, house.folder / inside)
+    assert not (house.folder / inside).parent.joinpath("b").exists()
 
 
 def test_an_altered_backup_restores_nothing(house: House, tmp_path: Path) -> None:
