@@ -200,3 +200,18 @@ def test_missed_nights_collapse_into_one_that_takes_all_files(house: House) -> N
     assert len(house.lake.nights()) == 2
     # The file of that first night was changed only after it, so it waited as well.
     assert figures(house, done.name, "files")["new"] == 3
+
+
+def test_a_backfill_of_days_to_come_before_any_file_or_without_end_is_refused(house: House) -> None:
+    today = datetime.now(UTC).date()
+    house.declare(schedule={"cron": "0 * * * *"})
+    for first, last, words in (
+        (today, date.max, f"found 9999-12-31 as the last day, and today is {today}"),
+        (today, today + timedelta(days=2), "worked when they come"),
+        (date.min, date(1, 1, 2), "found 0001-01-01 as the first day, expected 1970-01-02"),
+        (today - timedelta(days=90), today, "more than 1,000 nights are due"),
+        (today, today - timedelta(days=1), "no night of"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            parts.backfill.fn(house.name, first, last, config=str(house.config))
+    assert house.lake.nights() == []
