@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from conftest import House, rows
+from prefect import flow
 
 from flows import parts, watching
 from flows.night import night
@@ -120,6 +122,69 @@ def test_an_alias_moved_to_nothing_of_ours_is_put_back(worked: House) -> None:
     client.delete_registered_model_alias(worked.name, "champion")
     assert list(watching._of_registry(settings, worked.name, worked.lake, {})) == []
     assert int(client.get_model_version_by_alias(worked.name, "champion").version) == ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["rollback", "promote", "train", "recluster"])
+def test_a_run_given_to_another_worker_once_its_night_is_published_does_nothing_twice(
+    worked: House, part: str
+) -> None:
+    config = str(worked.config)
+    now = worked.lake.published()
+    others = [row["registry_version"] for row in worked.lake.nights()
+              if row["model_id"] != now["model_id"]]  # fmt: skip
+    given: dict[str, dict[str, Any]] = {
+        "rollback": {"reason": "sports became politics"},
+        "promote": {"version": others[-1], "reason": "it knows better"},
+        "train": {},
+        "recluster": {},
+    }
+
+    @flow(persist_result=False)
+    def taken_over() -> list[Any]:
+        return [getattr(parts, part).fn(worked.name, config=config, **given[part])
+                for _ in range(2)]  # fmt: skip
+
+    before = len(worked.lake.nights())
+    first, second = taken_over()
+    assert (first.new, second.new, first.name) == (True, False, second.name)
+    rows_ = worked.lake.nights()
+    assert len(rows_) == before + 1
+    changed = worked.lake.published()["model_id"] != now["model_id"]
+    assert changed == (part in ("rollback", "promote"))
+    # Another run, of another person, is another night.
+    if part == "rollback":
+        parts.rollback(worked.name, "it was right before", config=config)
+        assert worked.lake.published()["model_id"] == now["model_id"]
+
+
+@pytest.mark.slow
+def test_a_rollback_that_is_killed_before_it_is_published_is_finished_as_it_was_meant(
+    worked: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, before = worked.lake.published(), len(worked.lake.nights())
+    from flows import night as module
+
+    whole = module.roll_back
+
+    def killed(one: Any) -> None:
+        monkeypatch.setattr(module, "roll_back", whole)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "roll_back", killed)
+
+    @flow(persist_result=False)
+    def taken_over() -> Any:
+        given = {"reason": "sports became politics", "config": str(worked.config)}
+        with pytest.raises(KeyboardInterrupt):
+            parts.rollback.fn(worked.name, **given)
+        return parts.rollback.fn(worked.name, **given)
+
+    assert taken_over().new
+    rows_ = worked.lake.nights()
+    assert [row["state"] for row in rows_[before:]] == ["published"]
+    assert worked.lake.published()["model_id"] != now["model_id"]
+    assert worked.lake.published()["number"] == now["number"] + 1
 
 
 @pytest.mark.slow
