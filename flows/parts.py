@@ -173,6 +173,7 @@ def tune(
     from flows.tuning import tune as search
 
     speak_up()
+    takeover.begin(str(flow_run.get_id() or ""))
     settings = load_settings(Path(config))
     settings.pipeline(pipeline)
     found = search(settings, pipeline, trials, processes, restart)
@@ -186,6 +187,7 @@ def replay(pipeline: str, night: str, config: str = CONFIG) -> bool:
     from flows.replaying import as_lines
 
     speak_up()
+    takeover.begin(str(flow_run.get_id() or ""))
     settings = load_settings(Path(config))
     settings.pipeline(pipeline)
     # In a process of its own: the replayed night has a Prefect of its own, told before it starts.

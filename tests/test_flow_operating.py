@@ -12,13 +12,16 @@ import tarfile
 import tempfile
 import time
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import House, rows
 from mlflow import MlflowClient
 
+from flows import takeover
 from flows.backup import as_lines, backup, restore
 from flows.doctor import examine, healthy
 from flows.locking import alone
@@ -97,6 +100,59 @@ def test_the_doctor_finds_all_changes_nothing_repairs_all_and_is_content(house: 
     assert int(registry.get_model_version_by_alias(house.name, "champion").version) == 1
     lake.replace("documents", "n0", [])
     lake.replace("nights", "n2", [])
+
+
+def shown(house: House, flow: str, process: str, state: str) -> Any:
+    """A flow run as Prefect shows it, worked by a process."""
+    from prefect import Flow
+    from prefect.client.orchestration import get_client
+    from prefect.states import State
+
+    with get_client(sync_client=True) as api:
+        run = api.create_flow_run(
+            Flow(lambda pipeline: None, name=flow), parameters={"pipeline": house.name},
+            name=f"{flow}-{state}",
+            state=State(type=state.upper()),  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+        if process:
+            api.update_flow_run_labels(run.id, {takeover.LABEL: process})
+    return run.id
+
+
+def state_of(run: Any) -> str:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as api:
+        return api.read_flow_run(run).state_type.value  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_the_doctor_buries_dead_runs_of_every_part_and_no_run_that_lives_or_waits(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        dead = f"{takeover._machine()}@{gone.pid}:1.00"
+    alive, elsewhere = takeover._this(), "another-boot:1@7:1.00"
+    buried = [
+        shown(house, "night", dead, "running"), shown(house, "train", dead, "running"),
+        shown(house, "backfill", dead, "pending"), shown(house, "tune", dead, "running"),
+    ]  # fmt: skip
+    cancelled = shown(house, "rollback", dead, "cancelling")
+    late = [shown(house, "night", elsewhere, "running"), shown(house, "ingest", "", "pending")]
+    kept = [shown(house, "night", alive, "running"), shown(house, "replay", alive, "running"),
+            shown(house, "tune", elsewhere, "running")]  # fmt: skip
+    said = [one["found"] for one in examine(load_settings(house.config), house.name, False)]
+    assert "Prefect shows the run backfill-pending as pending, and nobody works it" in said
+    assert found(house, repair=True) == {"prefect": "repaired"}
+    assert {state_of(one) for one in buried} == {"CRASHED"}
+    assert state_of(cancelled) == "CANCELLED"
+    assert found(house) == {}  # those of another machine may just have begun
+    monkeypatch.setattr(takeover, "SILENT", timedelta(0))
+    assert found(house, repair=True) == {"prefect": "repaired"}
+    assert {state_of(one) for one in late} == {"CRASHED"}
+    assert {state_of(one) for one in kept} == {"RUNNING"}
+    for one in kept:
+        takeover.bury(str(one))
 
 
 def test_a_damaged_journal_and_champion_are_left_to_a_person(house: House) -> None:
