@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import mlflow
 import pytest
@@ -280,3 +285,95 @@ def test_a_backfill_of_days_to_come_before_any_file_or_without_end_is_refused(ho
         with pytest.raises(ConfigError, match=words):
             parts.backfill.fn(house.name, first, last, config=str(house.config))
     assert house.lake.nights() == []
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[watching.Cause]:
+    """What the watcher starts, on a server that only listens."""
+    causes = list[watching.Cause]()
+
+    class Server:
+        def read_flow_run(self, _: Any) -> Any:
+            raise watching.ObjectNotFound(None)
+
+    @contextmanager
+    def server() -> Iterator[Any]:
+        yield Server()
+
+    def start(_: Any, cause: watching.Cause) -> UUID:
+        causes.append(cause)
+        return uuid4()
+
+    monkeypatch.setattr(watching, "server", server)
+    monkeypatch.setattr(watching, "start", start)
+    return causes
+
+
+def test_a_night_whose_process_was_killed_is_started_again_once_for_each_death_and_thrice_at_most(
+    house: House,
+    started: list[watching.Cause],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = load_settings(house.config)
+
+    def die(number: int, state: str = "running", error: str | None = None) -> None:
+        house.lake.write_night({
+            "night": "n1", "number": 1, "state": state, "started": datetime.now(UTC), "error": error,
+            "config_digest": "", "code_version": "", "manifest": {}, "mlflow_run": "",
+            "prefect_run": str(uuid4()), "process": f"here:{number}", "figures": {},
+        })  # fmt: skip
+
+    die(0)
+    assert watching.look(settings) == []  # Prefect, or its own worker, may see to it
+    monkeypatch.setattr(watching, "GRACE", timedelta(0))
+    assert watching.look(settings) == [
+        f"{house.name}: night n1 was interrupted; it is finished"
+    ]  # fmt: skip
+    assert watching.look(settings) == []
+    assert (started[0].flow, started[0].parameters) == ("night", {"night": "n1"})
+    for number in (1, 2, 3, 4):
+        die(number)
+        watching.look(settings)
+        watching.look(settings)
+    assert len(started) == len({one.key for one in started}) == 3
+    assert caplog.text.count("its process died 3 times more, so it is left") == 2
+    die(5, "failed", "interrupted")  # somebody told it to end; `up` finishes it when it starts
+    assert watching.look(settings) == []
+    assert watching.catch_up(settings) == [f"{house.name}: night n1 was interrupted; it is finished"]
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"files": 3}', '{"since": "x"}', '{"a": 1}'])
+def test_a_damaged_file_of_the_watcher_or_of_alerts_is_begun_anew(
+    house: House, started: list[watching.Cause], content: str
+) -> None:
+    house.declare(
+        triggers={"new_files": "ingest"}, schedule={"cron": "* * * * *"},
+        webhook="http://127.0.0.1:9/x", alerts={"late_minutes": 1},
+    )  # fmt: skip
+    house.drop("one.jsonl", rows(2))
+    folder = house.folder / "reports" / house.name
+    folder.mkdir(parents=True)
+    for name in (".watch.json", ".alerts.json"):
+        (folder / name).write_text(content)
+    told = watching.look(load_settings(house.config))
+    assert told[0] == f"{house.name}: a new file, one.jsonl; started ingest"
+    assert isinstance(json.loads((folder / ".watch.json").read_text()), dict)
+    from flows.alerts import _told
+
+    assert _told(folder / ".alerts.json") is None
+
+
+def test_what_goes_wrong_with_one_pipeline_does_not_end_the_watcher(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    stop = threading.Event()
+    monkeypatch.setattr(watching, "_finish_dead", broken)
+    monkeypatch.setattr(stop, "wait", lambda _: True)
+    watching.keep_looking(house.config, stop)
+    assert f"{house.name}: unexpected ZeroDivisionError: a bug" in caplog.text
+    house.config.write_text("[")
+    watching.keep_looking(house.config, stop)  # until the file is mended
