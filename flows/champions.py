@@ -103,7 +103,7 @@ def _turn(
 
     # A version that cannot answer must not become champion: the old one stays.
     Bundle.load(bundle_of(settings.mlflow, pipeline, version))
-    turn = Turn(kind=kind, version=version, model=model, **said)
+    turn = Turn(kind=kind, version=version, model=model, by=said["by"], reason=said["reason"])
     name = turn_name(_lake(settings, pipeline), turn)
     return _work(pipeline, name, config, turn.model_dump(mode="json"))
 

@@ -115,7 +115,7 @@ def _asked(doing: Callable[[], None]) -> None:
 
 
 def left_running(pipeline: str) -> list[tuple[str, str, str]]:
-    """Ids, names and states of a pipeline's flow runs that Prefect shows open, and that nobody works.
+    """Ids, names and states of a pipeline's flow runs that Prefect shows open, and nobody works.
 
     Whoever asks knows that no night runs. A run whose process lives, and waits for the lease, is
     none of them; nor is one of another machine that may just have begun.
