@@ -161,8 +161,8 @@ def _moment(local: datetime, zone: ZoneInfo) -> datetime:
 
 
 def named(config: ScheduleConfig, after: datetime, until: datetime) -> Iterator[Slot]:
-    """Slots later than `after`, up to `until`. A slot's night is its local date; with the time, too,
-    unless it is the first of its date."""
+    """Slots later than `after`, up to `until`. A slot's night is its local date; with the time,
+    too, unless it is the first of its date."""
     local = after.astimezone(config.zone)
     midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     days = set[date]()
@@ -387,7 +387,7 @@ def _check(rule: Any) -> None:
 
 
 def _cut(found: Any, first: datetime) -> Any:
-    """The same rule, counted from near a moment: one that began years ago is not counted through."""
+    """The same rule, counted from near a moment: one of years ago is not counted through."""
     from dateutil.rrule import rruleset
 
     if not isinstance(found, rruleset):
