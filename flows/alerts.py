@@ -148,8 +148,14 @@ def tell_late(
 def _told(path: Path) -> datetime | None:
     """The newest due moment of which somebody was told."""
     try:
-        return datetime.fromisoformat(json.loads(path.read_text(encoding="utf-8"))["late"])
-    except (OSError, ValueError, KeyError):
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    try:
+        return datetime.fromisoformat(json.loads(text)["late"]).astimezone(UTC)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        log.warning("alerts    %s is not what Nightshift wrote (%s); it is begun anew", path,
+                    type(error).__name__)  # fmt: skip
         return None
 
 

@@ -17,6 +17,8 @@ EVENTS = {
     "late": ("Late",),
 }
 """By kind of alert, the states of a flow run that tell of it."""
+PAGE = 200
+"""Automations that the server tells at once."""
 BODY = (
     "Flow run {{ flow_run.name }} of {{ flow.name }} is {{ flow_run.state.name }}. "
     "{{ flow_run.state.message or '' }}"
@@ -70,10 +72,16 @@ def _read(api: Any) -> dict[str, Any]:
     """The server's automations of ours, by name."""
     from prefect.automations import Automation
 
-    answer = api._client.post("/automations/filter", json={"limit": 200})
-    answer.raise_for_status()
-    rows = [one for one in answer.json() if one["name"].startswith("nightshift ")]
-    return {one["name"]: Automation.model_validate(one) for one in rows}
+    rows = list[Any]()
+    while True:
+        asked = {"limit": PAGE, "offset": len(rows), "sort": "NAME_ASC"}
+        answer = api._client.post("/automations/filter", json=asked)
+        answer.raise_for_status()
+        rows += (page := answer.json())
+        if len(page) < PAGE:
+            break
+    ours = [one for one in rows if one["name"].startswith("nightshift ")]
+    return {one["name"]: Automation.model_validate(one) for one in ours}
 
 
 def _wanted(settings: Settings, name: str, deployments: Iterable[UUID], dry_run: bool) -> list[Any]:

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import quote, urlparse
 
 import nightshift
-from flows.locking import alone
+from flows.locking import alone, lake_of
 from nightshift.alerts import LOOPBACK
 from nightshift.config import VARIABLE
 from nightshift.errors import ConfigError, NightError
@@ -36,8 +36,10 @@ MANIFEST, CONFIG = "backup.json", "pipelines.yaml"
 FORMAT = 1
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 SQLITE = (".sqlite", ".db")
-NOT_KEPT = ("-wal", "-shm", "-journal", ".lock", ".part")
-"""Files beside a database, and those that mean a running process."""
+BESIDE_SQLITE = ("-wal", "-shm", "-journal")
+"""Files that SQLite keeps beside a database; its own backup has what they hold."""
+RUNNING = (".lock", ".part")
+"""Files that mean a running process."""
 SECRETS = re.compile(r"(^|\.)(webhook|password|user|sender|to)(\.|$)|^storage\.")
 MLFLOW_PLACES = {
     "experiments": ("artifact_location",),
@@ -51,13 +53,20 @@ MLFLOW_PLACES = {
 def backup(config: Path, to: Path) -> dict[str, Any]:
     """Write all state to a new folder or .tar, .tar.gz, .tgz file; returns what is in it.
 
-    Raises: ConfigError where something is there, or state lies on a server; BusyError while a night
-    runs and `when_busy` is `leave`, else it waits.
+    Raises: ConfigError where something is there, it would lie in what is copied, or state lies on a
+    server; NightError where a pipeline's tables did not come along; BusyError while a night runs
+    and `when_busy` is `leave`, else it waits.
     """
     settings = load_settings(config)
     places = _places(settings)
     if to.exists():
         raise ConfigError(f"backup: found {to}, and nothing is overwritten. Give a new name.")
+    for part, place in places.items():
+        if to.resolve().is_relative_to(place.resolve()):
+            raise ConfigError(
+                f"backup: {to} lies in {place} ({part}), which is copied, so it would hold itself. "
+                "Nothing was written. Give a place outside of it."
+            )
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_name(f".{to.name}.part")
     _remove(partial)
@@ -74,6 +83,7 @@ def backup(config: Path, to: Path) -> dict[str, Any]:
         text, left_out = _without_secrets(config.read_text(encoding="utf-8"))
         (folder / CONFIG).write_text(text, encoding="utf-8")
         manifest = _manifest(settings, folder, left_out)
+        _has_all(settings, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if _is_archive(to):
             _pack(folder, partial)
@@ -187,9 +197,7 @@ def _copy(place: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     if place.is_dir():
         for one in sorted(place.iterdir()):
-            # The lease is the one that this backup holds, and would seem held where it is restored.
-            lease = one.name == TABLE and (one / "_delta_log").is_dir()
-            if not (lease or one.name.endswith(NOT_KEPT) or one.is_symlink()):
+            if not (one.is_symlink() or _is_of_now(one)):
                 _copy(one, to / one.name)
         return
     if place.suffix in SQLITE:
@@ -201,6 +209,32 @@ def _copy(place: Path, to: Path) -> None:
             here.backup(there)
         return
     shutil.copy2(place, to)
+
+
+def _is_of_now(one: Path) -> bool:
+    """Whether a file or folder belongs to a running process alone. Pipelines and nights give
+    folders their names, so that a folder's name says nothing."""
+    if one.is_dir():
+        # The lease is the one that this backup holds, and would seem held where it is restored.
+        return one.name == TABLE and (one / "_delta_log").is_dir()
+    database, dash, ending = one.name.rpartition("-")
+    beside = database.endswith(SQLITE) and dash + ending in BESIDE_SQLITE
+    return beside or one.name.endswith(RUNNING)
+
+
+def _has_all(settings: Settings, manifest: dict[str, Any]) -> None:
+    """See that every pipeline that has nights is in the backup.
+
+    Raises: NightError naming one that is not.
+    """
+    for name in settings.pipelines:
+        there = any(file.startswith(f"lake/{name}/nights/") for file in manifest["files"])
+        if not there and lake_of(settings, name).nights():
+            raise NightError(
+                f"backup: {name} has nights, and its tables at {lake_of(settings, name).root} did "
+                "not come along; a link in place of a folder is not followed. Nothing was "
+                "written. Give `lake` the real path."
+            )
 
 
 def _without_secrets(text: str) -> tuple[str, list[str]]:

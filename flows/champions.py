@@ -36,6 +36,8 @@ def promote(
     """
     said, settings = _said(reason, by), load_settings(Path(config))
     lake = _lake(settings, pipeline)
+    if before := _begun(lake):
+        return _work(pipeline, before["night"], config, before["figures"]["turn"])
     model = _model_of(settings, pipeline, version)
     now = _published(lake, pipeline)[-1]
     if now["model_id"] == model.model_id:
@@ -58,6 +60,8 @@ def roll_back(
     reason is given.
     """
     said, settings = _said(reason, by), load_settings(Path(config))
+    if before := _begun(_lake(settings, pipeline)):
+        return _work(pipeline, before["night"], config, before["figures"]["turn"])
     rows = _published(_lake(settings, pipeline), pipeline)
     now = rows[-1]
     if version is None:
@@ -109,17 +113,34 @@ def _turn(
     said: dict[str, str],
     config: str,
 ) -> Any:
-    from prefect.runtime import flow_run
-
-    from flows.night import night, turn_name
+    from flows.night import turn_name
 
     # A version that cannot answer must not become champion: the old one stays.
     Bundle.load(bundle_of(settings.mlflow, pipeline, version))
-    turn = Turn(kind=kind, version=version, model=model, **said)
+    turn = Turn(kind=kind, version=version, model=model, by=said["by"], reason=said["reason"])
     name = turn_name(_lake(settings, pipeline), turn)
+    return _work(pipeline, name, config, turn.model_dump(mode="json"))
+
+
+def _work(pipeline: str, name: str, config: str, turn: dict[str, Any]) -> Any:
+    from prefect.runtime import flow_run
+
+    from flows.night import night
+
     # Inside a flow run, such as one from Prefect's page, the night is that run.
     work = night.fn if flow_run.get_id() else night
-    return work(pipeline, name, config, turn=turn.model_dump(mode="json"))
+    return work(pipeline, name, config, turn=turn)
+
+
+def _begun(lake: Lake) -> dict[str, Any] | None:
+    """The night of this flow run's turn, where it was killed and given to another worker: who is
+    champion now may be its own doing."""
+    from prefect.runtime import flow_run
+
+    from flows.night import asked_before
+
+    row = asked_before(lake, str(flow_run.get_id() or ""))
+    return row if row and row["figures"].get("turn") else None
 
 
 def _model_of(settings: Settings, pipeline: str, version: int) -> ModelRef:

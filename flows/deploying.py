@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,10 @@ from prefect.workers.process import ProcessWorker
 
 from flows import automations, night, parts, watching
 from flows.reaching import TAG, server
+from nightshift.errors import ConfigError
 from nightshift.pipeline import CHANGEABLE, Pipeline, Settings
 from nightshift.schedule import ANCHOR, ScheduleConfig, interval_of
+from nightshift.tables import digest_of
 from tasks.stage import STAGES
 
 if TYPE_CHECKING:
@@ -105,22 +107,27 @@ def deploy(
     dry_run: bool = False,
     prune: bool = False,
     pool: str | None = None,
+    force: bool = False,
 ) -> list[Step]:
     """Make the server's deployments those of the pipelines file; repeating it changes nothing.
 
     Args: the file's path as workers find it; whether deployments of pipelines that left the file
-    are removed; a pool for all of them, whatever the file says.
-    Raises: as `server`.
+    are removed; a pool for all of them, whatever the file says; whether deployments of another file
+    are taken over.
+    Raises: ConfigError where another file has a pipeline of the same name there; as `server`.
     """
-    declared = list(declare(settings, config, pool))
     with server() as api:
         there = _ours(api)
-        steps = [_step(one, _found(api, there, one)) for one in declared]
+        declared = [_apart(one, there) for one in declare(settings, config, pool)]
+        before = [_found(api, there, one) for one in declared]
+        if not force:
+            _refuse_others(declared, before)
+        steps = [_step(one, found) for one, found in zip(declared, before, strict=True)]
         if not dry_run:
             _make_pools(api, {one.pool for one in declared})
             for one, step in zip(declared, steps, strict=True):
                 if step.what != "unchanged":
-                    _write(api, one)
+                    _write(api, one, step.what == "new")
         wanted = {one.title for one in declared}
         for title, one in sorted(there.items()):
             if title not in wanted and one.parameters.get("config") == config:
@@ -290,6 +297,35 @@ def _found(
         return None
 
 
+def _apart(one: Declared, there: dict[str, DeploymentResponse]) -> Declared:
+    """The watcher, which is named after its file, under another name where a file of the same name
+    in another folder has that one."""
+    found, config = there.get(one.title), one.parameters["config"]
+    if one.flow != watching.watch.name or found is None or _config_of(found) in (None, config):
+        return one
+    return replace(one, name=f"{one.name}-{digest_of(config)[:6]}")
+
+
+def _config_of(found: DeploymentResponse) -> str | None:
+    return found.parameters.get("config")
+
+
+def _refuse_others(declared: list[Declared], before: list[DeploymentResponse | None]) -> None:
+    """Leave the deployments of another pipelines file alone.
+
+    Raises: ConfigError naming the first.
+    """
+    for one, found in zip(declared, before, strict=True):
+        config = one.parameters["config"]
+        other = _config_of(found) if found else None
+        if other is not None and other != config:
+            raise ConfigError(
+                f"deploy: {one.title} on the Prefect server is of the file {other}, and this one "
+                f"is {config}. Nothing was changed. Give the pipeline another name; or, if its "
+                "file moved, or workers find it elsewhere now: nightshift deploy --force"
+            )
+
+
 def _step(one: Declared, found: DeploymentResponse | None) -> Step:
     if found is None:
         return Step(one.title, "new", [])
@@ -301,7 +337,9 @@ def _step(one: Declared, found: DeploymentResponse | None) -> Step:
         f"{_short(now[key])}"
         for key in differing
     ]  # fmt: skip
-    return Step(one.title, "changed" if why else "unchanged", why)
+    what = "changed" if why else "unchanged"
+    paused = ["paused on Prefect's page, and left so"] if found.paused else []
+    return Step(one.title, what, why + paused)
 
 
 def _facts(one: Any, pool: str | None, schema: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +359,6 @@ def _facts(one: Any, pool: str | None, schema: dict[str, Any]) -> dict[str, Any]
         "parameters": one.parameters,
         "entrypoint": one.entrypoint,
         "description": one.description,
-        "paused": getattr(one, "paused", False),
         "environment": getattr(one, "job_variables", {"env": ENVIRONMENT}),
         "form": schema,
     }
@@ -348,7 +385,8 @@ def _make_pools(api: SyncPrefectClient, names: set[str]) -> None:
             )
 
 
-def _write(api: SyncPrefectClient, one: Declared) -> None:
+def _write(api: SyncPrefectClient, one: Declared, new: bool) -> None:
+    """Make or change a deployment; the switch on Prefect's page is a person's."""
     api.create_deployment(
         flow_id=api.create_flow_from_name(one.flow),
         name=one.name,
@@ -362,5 +400,5 @@ def _write(api: SyncPrefectClient, one: Declared) -> None:
         work_pool_name=one.pool,
         job_variables={"env": ENVIRONMENT},
         pull_steps=[],
-        paused=False,
+        paused=False if new else None,
     )

@@ -172,11 +172,12 @@ def _died(house: House, row: dict[str, Any]) -> None:
 
 
 def _prefect(house: House) -> Iterator[Found]:
-    """Flow runs that Prefect shows running or pending, of a pipeline where no night runs."""
+    """Flow runs of the night and its parts that Prefect shows open, and that nobody works."""
     from flows.takeover import bury, left_running
 
-    for run_id, name in left_running(house.name):
-        yield Found(f"Prefect shows the run {name} as running", partial(bury, run_id))
+    for run_id, name, state in left_running(house.name):
+        words = f"Prefect shows the run {name} as {state}, and nobody works it"
+        yield Found(words, partial(bury, run_id))
 
 
 def _mlflow(house: House) -> Iterator[Found]:

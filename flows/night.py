@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from httpx import HTTPError
@@ -161,10 +161,10 @@ def night(
     settings = load_settings(Path(config))
     declared = settings.pipeline(pipeline)
     redo = _from(retry_from)
-    said = Turn.model_validate(turn) if turn else None
-    given = Asked.model_validate({"changes": changes or {}, **(asked or {})})
-    changed(declared, given.changes)
     run = str(flow_run.get_id() or "")
+    said = _by(Turn.model_validate(turn), [run]) if turn else None
+    given = _by(Asked.model_validate({"changes": changes or {}, **(asked or {})}), [run])
+    changed(declared, given.changes)
     takeover.begin(run)
     with alone(settings, pipeline, declared, run) as before:
         takeover.after(before)
@@ -172,11 +172,10 @@ def night(
         lake = Lake(settings.lake, pipeline, settings.storage_options())
         for words in migrate(lake):
             log.info("night     %s", words)
-        of_part = given.part != "night" or given.cause
-        name = asked_name(lake, given) if night is None and of_part else _named(night)
+        name = _named(night) if night is not None else _name_of(lake, given, run)
         if said is not None and said.kind == "rollback":
             # Who goes back does not wait for a night that fails: that one follows.
-            _make_room(lake)
+            _make_room(lake, name)
             return _work(settings, pipeline, declared, lake, name, redo, said, given)
         for earlier in _unfinished(lake, name):
             log.info("night     finishing %s first, which was left unfinished", earlier)
@@ -225,6 +224,33 @@ def work_due(pipeline: str, config: str, changes: dict[str, Any] | None = None) 
     return night.fn(pipeline, nights[-1].name, config, changes=changes)
 
 
+def _name_of(lake: Lake, asked: Asked, run: str) -> str:
+    """The night that a flow run works whose night nobody named."""
+    before = asked_before(lake, run)
+    if before is not None:
+        return before["night"]
+    return asked_name(lake, asked) if asked.part != "night" or asked.cause else _named(None)
+
+
+def asked_before(lake: Lake, run: str) -> dict[str, Any] | None:
+    """The night that a flow run began when it was first started: its process was killed, perhaps
+    after all was done, and it was given to another worker."""
+    for row in lake.nights():
+        asked = (row["figures"].get(key) or {} for key in ("turn", "asked"))
+        if run and any(run in one.get("runs", []) for one in asked):
+            return row
+    return None
+
+
+Said = TypeVar("Said", Turn, Asked)
+
+
+def _by(said: Said, runs: list[str]) -> Said:
+    """The same, asked for by these flow runs as well."""
+    both = dict.fromkeys([*said.runs, *(one for one in runs if one)])
+    return said.model_copy(update={"runs": [*both]})
+
+
 def asked_name(lake: Lake, asked: Asked) -> str:
     """A name for a night of a part, or that something started; one left unfinished is gone on with.
 
@@ -232,7 +258,8 @@ def asked_name(lake: Lake, asked: Asked) -> str:
     """
     rows = lake.nights()
     for row in rows:
-        same = (row["figures"].get("asked") or {}) == asked.model_dump(mode="json")
+        before = Asked.model_validate(row["figures"].get("asked") or {})
+        same = before.model_copy(update={"runs": asked.runs}) == asked
         if same and row["state"] != "published":
             return row["night"]
     taken = {row["night"] for row in rows}
@@ -263,10 +290,12 @@ def _not_yet(lake: Lake, name: str, turn: Turn) -> None:
         )
 
 
-def _make_room(lake: Lake) -> None:
+def _make_room(lake: Lake, name: str) -> None:
     """Let unfinished nights count as later ones, latest first, so that one fits before them."""
-    unfinished = [row for row in lake.nights() if row["state"] != "published"]
-    for row in reversed(unfinished):
+    rows = lake.nights()
+    if any(row["night"] == name for row in rows):
+        return  # it has its place: who began it was killed
+    for row in reversed([row for row in rows if row["state"] != "published"]):
         lake.write_night({**row, "number": row["number"] + 1})
 
 
@@ -337,7 +366,7 @@ def _work(
     log.info("night     %s of %s begins", name, pipeline)
     tell_run(pipeline, name)
     if row and row["figures"].get("asked"):
-        asked = Asked.model_validate(row["figures"]["asked"])
+        asked = _by(Asked.model_validate(row["figures"]["asked"]), asked.runs)
     declared = changed(declared, asked.changes)
     tags = {
         "nightshift.night": name,
@@ -354,7 +383,7 @@ def _work(
     known_run = row["mlflow_run"] if row else None
     tracking = patiently(lambda: open_run(settings, pipeline, name, known_run, tags))
     if row and row["figures"].get("turn"):
-        turn = Turn.model_validate(row["figures"]["turn"])
+        turn = _by(Turn.model_validate(row["figures"]["turn"]), turn.runs if turn else [])
     begun: dict[str, Any] = {
         "night": name,
         "number": row["number"] if row else _next_number([*rows.values()], turn),

@@ -10,7 +10,8 @@ import json
 import logging
 import subprocess
 import sys
-from datetime import date
+from datetime import date, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from flows.locking import alone
 from flows.night import Finished, night, speak_up, tell_run
 from nightshift.errors import ConfigError, NightError
 from nightshift.pipeline import changed, load_settings
-from nightshift.schedule import between
+from nightshift.schedule import ScheduleConfig, Slot, between
 from nightshift.tables import Lake
 from tasks.report import write_again
 from tasks.stage import Asked, Night
@@ -32,6 +33,9 @@ from tasks.tracking import Tracking
 log = logging.getLogger(__name__)
 
 CONFIG = "pipelines.yaml"
+EARLIEST = date(1970, 1, 2)
+MOST_NIGHTS = 1_000
+"""Nights of one backfill."""
 
 
 @flow(name="ingest", flow_run_name="{pipeline}-ingest", persist_result=False)
@@ -132,7 +136,7 @@ def backfill(
     """
     speak_up()
     settings = load_settings(Path(config))
-    nights = between(settings.pipeline(pipeline).schedule, first, last) if first <= last else []
+    nights = _nights(settings.pipeline(pipeline).schedule, first, last)
     if not nights:
         raise ConfigError(
             f"backfill: no night of {pipeline} is due from {first} to {last}. Give an earlier and "
@@ -169,6 +173,7 @@ def tune(
     from flows.tuning import tune as search
 
     speak_up()
+    takeover.begin(str(flow_run.get_id() or ""))
     settings = load_settings(Path(config))
     settings.pipeline(pipeline)
     found = search(settings, pipeline, trials, processes, restart)
@@ -182,6 +187,7 @@ def replay(pipeline: str, night: str, config: str = CONFIG) -> bool:
     from flows.replaying import as_lines
 
     speak_up()
+    takeover.begin(str(flow_run.get_id() or ""))
     settings = load_settings(Path(config))
     settings.pipeline(pipeline)
     # In a process of its own: the replayed night has a Prefect of its own, told before it starts.
@@ -222,6 +228,32 @@ def rollback(
     finished = champions.roll_back(pipeline, to, reason, by, config)
     _tell(pipeline, "rollback", f"Night {finished.name} is published; the champion is another.")
     return finished
+
+
+def _nights(schedule: ScheduleConfig, first: date, last: date) -> list[Slot]:
+    """The nights of a backfill.
+
+    Raises: ConfigError for days that have not come, lie before any file, or are too many.
+    """
+    today = datetime.now(schedule.zone).date()
+    if last > today:
+        raise ConfigError(
+            f"backfill: found {last} as the last day, and today is {today}. Nights to come are "
+            "worked when they come; give a last day up to today."
+        )
+    if first < EARLIEST:
+        raise ConfigError(
+            f"backfill: found {first} as the first day, expected {EARLIEST} or later: no file is "
+            "older by its time of change."
+        )
+    found = list(islice(between(schedule, first, last), MOST_NIGHTS + 1)) if first <= last else []
+    if len(found) > MOST_NIGHTS:
+        raise ConfigError(
+            f"backfill: more than {MOST_NIGHTS:,} nights are due from {first} to {last}. Nothing "
+            f"was worked. Give fewer days, such as up to {found[MOST_NIGHTS - 1].at.date()}, then "
+            "the others."
+        )
+    return found
 
 
 def _part(pipeline: str, config: str, asked: Asked) -> Finished:

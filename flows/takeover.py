@@ -11,20 +11,32 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from nightshift.errors import PassingError
 from nightshift.leases import Entry
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
 log = logging.getLogger(__name__)
 
-NIGHTS = ["night"]
-"""Flows that work nights; their parts are called by other names, and end with them."""
+NIGHTS = (
+    "night", "ingest", "train", "reclassify", "recluster", "report", "backfill", "promote",
+    "rollback",
+)  # fmt: skip
+"""Flows that hold the pipeline's lease while they work."""
+OTHERS = ("tune", "replay")
+"""Flows of a pipeline that may run beside a night, for days."""
+OPEN = ["RUNNING", "PENDING", "CANCELLING"]
+SILENT = timedelta(hours=1)
+"""A run that holds no lease, or that a worker took and did not begin, is lost after so long."""
+PAGE = 200
 LABEL = "nightshift.process"
 WORDS = "its process died; another run finishes the night"
 AGAIN_SECONDS = (0.0, 1.0, 3.0)
@@ -37,15 +49,13 @@ def begin(run: str) -> None:
     Prefect may be away: whoever comes next does it then.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
 
-    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
     open_ones: list[FlowRun] = []
 
     def look() -> None:
         with get_client(sync_client=True) as api:
             api.update_flow_run_labels(UUID(run), {LABEL: _this()})
-            open_ones[:] = api.read_flow_runs(flow_run_filter=running)
+            open_ones[:] = _open_runs(api)
 
     _asked(look)
     for one in open_ones:
@@ -67,7 +77,7 @@ def bury(run: str | None) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
     from prefect.runtime import flow_run
-    from prefect.states import Crashed
+    from prefect.states import Cancelled, Crashed
 
     if not run or run == str(flow_run.get_id()):
         return  # none, or the same run, given to another worker
@@ -77,7 +87,8 @@ def bury(run: str | None) -> None:
             number = UUID(run)
             state = api.read_flow_run(number).state
             if state is not None and not state.is_final():
-                api.set_flow_run_state(number, Crashed(message=WORDS), force=True)
+                ended = Cancelled if state.is_cancelling() else Crashed
+                api.set_flow_run_state(number, ended(message=WORDS), force=True)
             tasks = api.read_task_runs(
                 flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [number]}}),
                 task_run_filter=TaskRunFilter.model_validate(
@@ -103,22 +114,55 @@ def _asked(doing: Callable[[], None]) -> None:
             return
 
 
-def left_running(pipeline: str) -> list[tuple[str, str]]:
-    """Ids and names of flow runs of a pipeline's nights that Prefect shows as running.
+def left_running(pipeline: str) -> list[tuple[str, str, str]]:
+    """Ids, names and states of a pipeline's flow runs that Prefect shows open, and nobody works.
 
-    Whoever asks knows that no night runs.
+    Whoever asks knows that no night runs. A run whose process lives, and waits for the lease, is
+    none of them; nor is one of another machine that may just have begun.
+    Raises: PassingError when Prefect does not answer.
     """
+    from httpx import HTTPError
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    try:
+        with get_client(sync_client=True) as api:
+            runs = _open_runs(api, [*NIGHTS, *OTHERS])
+            flows = {one: api.read_flow(one).name for one in {run.flow_id for run in runs}}
+    except (PrefectException, HTTPError, RuntimeError) as error:  # the last where none starts
+        raise PassingError(f"Prefect did not answer: {error or type(error).__name__}") from error
+    of_it = [run for run in runs if run.parameters.get("pipeline") == pipeline]
+    return [
+        (str(run.id), run.name, run.state.name.lower() if run.state and run.state.name else "open")
+        for run in of_it if _is_left(run, flows[run.flow_id] in NIGHTS)
+    ]  # fmt: skip
+
+
+def _open_runs(api: SyncPrefectClient, flows: list[str] | None = None) -> list[FlowRun]:
+    """Flow runs that have begun and not ended, page by page."""
     from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 
-    wanted = {"state": {"type": {"any_": ["RUNNING"]}}}
-    with get_client(sync_client=True) as api:
-        runs = api.read_flow_runs(
-            flow_filter=FlowFilter.model_validate({"name": {"any_": NIGHTS}}),
-            flow_run_filter=FlowRunFilter.model_validate(wanted),
-        )
-    of_it = [run for run in runs if run.parameters.get("pipeline") == pipeline]
-    return [(str(run.id), run.name) for run in of_it]
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": OPEN}}})
+    named = FlowFilter.model_validate({"name": {"any_": flows}}) if flows else None
+    found: list[FlowRun] = []
+    while page := api.read_flow_runs(
+        flow_filter=named, flow_run_filter=wanted, limit=PAGE, offset=len(found)
+    ):  # fmt: skip
+        found += page
+        if len(page) < PAGE:
+            break
+    return found
+
+
+def _is_left(run: FlowRun, holds_lease: bool) -> bool:
+    """Whether nobody works an open run any more, as far as this machine can tell."""
+    label = str(run.labels.get(LABEL, ""))
+    if label.startswith(f"{_machine()}@"):
+        return _is_dead(label)
+    if not holds_lease and not (run.state and run.state.is_pending()):
+        return False  # it may be at work elsewhere
+    since = run.state.timestamp if run.state else run.expected_start_time
+    return since is None or datetime.now(UTC) - since > SILENT
 
 
 def reap_servers() -> None:

@@ -160,7 +160,8 @@ def _start_others(settings: Settings, config: Path, home: Path, own: bool) -> li
             lost = reap(api)
         if lost:
             log.info("up        %d runs had lost their worker; they are put in order", lost)
-    steps = deploy(settings, str(config), pool=POOL)
+    # A server of our own has no other's: its folder may have moved, or been restored elsewhere.
+    steps = deploy(settings, str(config), pool=POOL, force=own)
     number = {what: sum(one.what == what for one in steps) for what in ("new", "changed", "gone")}
     log.info("up        %d deployments: %d new, %d changed; %d gone from the file (see `nightshift "
              "deploy --prune`)", len(steps) - number["gone"], *number.values())  # fmt: skip

@@ -1,5 +1,5 @@
-"""The watcher: looks now and then at what may start a run, and starts it once; tells of nights
-that are late.
+"""The watcher: looks now and then at what may start a run, and starts it once; has nights finished
+whose process died; tells of nights that are late.
 
 What was acted on stands in a small file beside the reports, and each cause has a key of its own, so
 that neither a restart nor a second watcher starts two runs for one cause.
@@ -20,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect import flow
+from prefect.exceptions import ObjectNotFound
 
 from flows.alerts import tell_late
 from flows.locking import is_running
@@ -34,12 +35,23 @@ from nightshift.triggers import drift, fresh_files, labels_waiting
 log = logging.getLogger(__name__)
 
 State = dict[str, Any]
+KINDS: dict[str, type] = {
+    "runs": dict, "files": list, "labels": int, "drift": int, "drifted": str, "registry": list,
+    "since": str, "unfinished": dict,
+}  # fmt: skip
+"""What stands in a state."""
+GRACE = timedelta(seconds=150)
+"""Before a night whose process died is given to another run: on servers Prefect does so by itself
+after 90 seconds of silence (docker/steps.py), and a worker that is started again begins soon."""
+MOST_ATTEMPTS = 3
+"""Runs that are started for one night that dies again and again, as where memory is short."""
 
 
 @flow(name="watch", flow_run_name="watch", persist_result=False)
 def watch(config: str = "pipelines.yaml") -> list[str]:
     """Look once for new files, new labels, drift and a moved alias, as `triggers` of each pipeline
-    says, and start what they ask for; tell of late nights. `nightshift watch` keeps looking."""
+    says, and start what they ask for; finish nights whose process died; tell of late nights.
+    `nightshift watch` keeps looking."""
     speak_up()
     return look(load_settings(Path(config)))
 
@@ -53,24 +65,76 @@ def keep_looking(config: Path, stop: threading.Event) -> None:
             triggers = [one.triggers for one in settings.pipelines.values()]
             pause = min(one.every_seconds for one in triggers)
             look(settings)
-        except NightshiftError as error:
-            log.warning("watch     %s", error)
+        except Exception as error:
+            _say("", error)
         if stop.wait(pause):
             return
 
 
 def look(settings: Settings) -> list[str]:
-    """One look at every pipeline; returns what was started, in words."""
+    """One look at every pipeline; returns what was started, in words. What goes wrong with one is
+    logged, and stops no other."""
     told = list[str]()
     for name, pipeline in settings.pipelines.items():
         try:
+            told += _finish_dead(settings, name)
             if pipeline.triggers.is_set:
                 told += _look_at(settings, name)
             if pipeline.tells_late:
                 told += _late(settings, name)
-        except NightshiftError as error:
-            log.warning("watch     %s: %s", name, error)
+        except Exception as error:
+            _say(f"{name}: ", error)
     return told
+
+
+def _say(where: str, error: Exception) -> None:
+    """Log what went wrong; where it is none of our errors, with the place."""
+    ours = isinstance(error, NightshiftError)
+    words = str(error) if ours else f"unexpected {type(error).__name__}: {error}"
+    log.warning("watch     %s%s", where, words, exc_info=None if ours else error)
+
+
+def _finish_dead(settings: Settings, name: str) -> list[str]:
+    """Start a run for a night whose process was killed, once for each death, and no more than a
+    few times; returns it in words."""
+    left = next(_unfinished(settings, name, interrupted=False), None)
+    if left is None:
+        return []
+    now = datetime.now(UTC)
+    with _memory(settings, name) as state:
+        before = state.get("unfinished", {})
+        if before.get("key") != left.key:
+            attempts = before.get("attempts", 0) if before.get("words") == left.words else 0
+            before = {"key": left.key, "words": left.words, "since": now.isoformat(),
+                      "attempts": attempts, "started": False}  # fmt: skip
+            state["unfinished"] = before
+        since = datetime.fromisoformat(before["since"])
+        if before["started"] or now - since < GRACE:
+            return []
+        if before["attempts"] >= MOST_ATTEMPTS:
+            before["started"] = True
+            log.error("watch     %s: %s; its process died %d times more, so it is left. Is there "
+                      "memory enough? Then: nightshift run %s --night %s", name, left.words,
+                      before["attempts"], name, left.parameters["night"])  # fmt: skip
+            return []
+        with server() as api:
+            if _is_given_on(api, settings, name, left.parameters["night"]):
+                return []
+            start(api, left)
+        before |= {"started": True, "attempts": before["attempts"] + 1}
+    log.warning("watch     %s: %s", name, left.words)
+    return [f"{name}: {left.words}"]
+
+
+def _is_given_on(api: Any, settings: Settings, name: str, night: str) -> bool:
+    """Whether the dead night's own run waits for another worker, or was begun by one."""
+    rows = Lake(settings.lake, name, settings.storage_options()).nights()
+    run = next((row["prefect_run"] for row in rows if row["night"] == night), None)
+    try:
+        state = api.read_flow_run(UUID(run)).state if run else None
+    except (ObjectNotFound, ValueError):
+        return False  # of an embedded server, or forgotten
+    return state is not None and (state.is_scheduled() or state.is_pending())
 
 
 def _look_at(settings: Settings, name: str) -> list[str]:
@@ -112,16 +176,29 @@ def _memory(settings: Settings, name: str) -> Iterator[State]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            state = {}
+        state = _read(path)
         try:
             yield state
         finally:
             beside = path.with_suffix(".part")
             beside.write_text(json.dumps(state), encoding="utf-8")
             beside.replace(path)
+
+
+def _read(path: Path) -> State:
+    """What stands in a file of the watcher; what cannot be, by a hand or a full disk, is begun
+    anew: each cause has a key, so that nothing starts twice."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        fitting = {key: one for key, one in found.items() if isinstance(one, KINDS[key])}
+        datetime.fromisoformat(fitting.get("since", "2026-01-01T00:00+00:00")).astimezone()
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        log.warning("watch     %s is not what a watcher wrote (%s); it is begun anew",
+                    path, type(error).__name__)  # fmt: skip
+        return {}
+    return fitting
 
 
 def _causes(settings: Settings, name: str, state: State) -> Iterator[tuple[Cause, State]]:
@@ -235,7 +312,8 @@ def _key(name: str, kind: str, what: Any) -> str:
 def catch_up(settings: Settings) -> list[str]:
     """Start what nobody else would after everything was down: the night that was being worked, and
     the newest one that is due and has not begun; returns it in words."""
-    causes = [one for name in settings.pipelines for one in _left(settings, name)]
+    causes = [one for name in settings.pipelines
+              for one in [*_unfinished(settings, name)] or _missed(settings, name)]  # fmt: skip
     if causes:
         with server() as api:
             for one in causes:
@@ -243,19 +321,25 @@ def catch_up(settings: Settings) -> list[str]:
     return [f"{one.pipeline}: {one.words}" for one in causes]
 
 
-def _left(settings: Settings, name: str) -> Iterator[Cause]:
-    lake = Lake(settings.lake, name, settings.storage_options())
-    rows = lake.nights()
-    if not rows or is_running(settings, name):
+def _unfinished(settings: Settings, name: str, interrupted: bool = True) -> Iterator[Cause]:
+    """The night that somebody worked who is gone: killed, or also told to end, as by Ctrl-C."""
+    rows = Lake(settings.lake, name, settings.storage_options()).nights()
+    open_ones = [row for row in rows if row["state"] != "published"]
+    if not open_ones or is_running(settings, name):
         return
-    for row in rows:
-        if row["state"] == "running" or row["error"] == "interrupted":
+    for row in open_ones:
+        if row["state"] == "running" or (interrupted and row["error"] == "interrupted"):
             key = _key(name, "unfinished", [row["night"], row["process"], row["prefect_run"]])
             words = f"night {row['night']} was interrupted; it is finished"
             yield Cause(name, "unfinished", "night", key, words, {"night": row["night"]})
             return  # and a run finishes all that is unfinished, in order
+
+
+def _missed(settings: Settings, name: str) -> Iterator[Cause]:
+    """The newest night that is due and has not begun."""
+    rows = Lake(settings.lake, name, settings.storage_options()).nights()
     schedule = settings.pipeline(name).schedule
-    if not schedule.is_set or schedule.paused:
+    if not rows or is_running(settings, name) or not schedule.is_set or schedule.paused:
         return
     began = {row["night"] for row in rows}
     first = min(row["started"] for row in rows)

@@ -100,8 +100,8 @@ class Pipeline(Config):
 
     @property
     def is_watched(self) -> bool:
-        """Whether the watcher has anything to look at."""
-        return self.triggers.is_set or self.tells_late
+        """Whether the watcher has anything to look at: a night of a schedule may die, too."""
+        return self.triggers.is_set or (self.schedule.is_set and not self.schedule.paused)
 
 
 class Settings(Config):

@@ -83,6 +83,8 @@ class Turn(BaseModel):
     model: ModelRef
     by: str
     reason: str
+    runs: list[str] = []
+    """Flow runs that were started for it; one that is given to another worker finds its night."""
 
 
 class Asked(BaseModel):
@@ -105,6 +107,8 @@ class Asked(BaseModel):
     """Keys of the pipeline's config that are other for this night."""
     cause: str = ""
     """What started it, in words, where nobody did."""
+    runs: list[str] = []
+    """Flow runs that were started for it; one that is given to another worker finds its night."""
 
     @property
     def reads_files(self) -> bool:
@@ -268,8 +272,8 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
 def _digest(night: Night, name: str, config: str, given: tuple[Any, ...]) -> str:
     declared = night.pipeline.model_dump(mode="json", include=set(config.split()))
     before = night.previous["night"] if night.previous else None
-    said = night.turn.model_dump(mode="json") if night.turn else None
-    asked = night.asked.model_dump(mode="json", exclude={"changes", "cause"})
+    said = night.turn.model_dump(mode="json", exclude={"runs"}) if night.turn else None
+    asked = night.asked.model_dump(mode="json", exclude={"changes", "cause", "runs"})
     stood = [stable(one) for one in given]
     return digest_of([name, before, declared, code_digest(), said, asked, stood])
 

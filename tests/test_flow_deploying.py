@@ -176,6 +176,51 @@ def test_prefects_page_shows_the_form_what_the_night_did_and_the_way_to_its_run(
 
 
 @pytest.mark.slow
+def test_a_pipeline_of_the_same_name_in_another_file_is_not_overwritten(
+    server: str,  # noqa: F811
+    deployed: House,
+    tmp_path: Path,
+) -> None:
+    before = of(server, deployed)
+    other = House(tmp_path / deployed.folder.name)
+    other.folder.mkdir()
+    other.declare(schedule={"cron": "0 5 * * *"})
+    refused = run(other, server, CLI, "deploy")
+    assert refused.returncode == 2, refused.stderr
+    assert f"is of the file {deployed.config}, and this one is {other.config}" in refused.stderr
+    assert of(server, deployed)["updated"] == before["updated"]
+    try:
+        told = steps(other, server, "--force")
+        assert told[f"night/{deployed.name}"].startswith("changed")
+        assert of(server, deployed)["parameters"]["config"] == str(other.config)
+        # The watcher of each file has a name of its own.
+        [watcher] = [one for one in told if one.startswith("watch/")]
+        assert watcher != "watch/pipelines"
+    finally:
+        steps(deployed, server, "--force")
+
+
+@pytest.mark.slow
+def test_a_deployment_paused_on_the_page_stays_so(
+    server: str,  # noqa: F811
+    deployed: House,
+) -> None:
+    number = of(server, deployed)["id"]
+    ask(server, f"/deployments/{number}/pause_deployment", {})
+    told = steps(deployed, server)[f"night/{deployed.name}"]
+    assert told == (
+        f"unchanged: night/{deployed.name}: paused on Prefect's page, and left so"
+    )  # fmt: skip
+    deployed.declare(schedule={**SCHEDULE, "cron": "0 3 * * *"})
+    assert steps(deployed, server)[f"night/{deployed.name}"].startswith("changed")
+    found = of(server, deployed)
+    assert (found["paused"], found["schedules"][0]["schedule"]["cron"]) == (True, "0 3 * * *")
+    ask(server, f"/deployments/{number}/resume_deployment", {})
+    deployed.declare(schedule=SCHEDULE)
+    steps(deployed, server)
+
+
+@pytest.mark.slow
 def test_what_changed_in_the_file_is_told_and_who_left_it_is_removed_when_asked(
     server: str,  # noqa: F811
     deployed: House,

@@ -12,20 +12,23 @@ import tarfile
 import tempfile
 import time
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import House, rows
 from mlflow import MlflowClient
 
+from flows import takeover
 from flows.backup import as_lines, backup, restore
 from flows.doctor import examine, healthy
 from flows.locking import alone
 from nightshift.errors import BusyError, ConfigError, NightError
 from nightshift.journal import Journal
 from nightshift.pipeline import load_settings
-from nightshift.tables import SCHEMAS, NightWriter, rows_of
+from nightshift.tables import SCHEMAS, Lake, NightWriter, rows_of
 
 YESTERDAY = time.time() - 90_000
 
@@ -97,6 +100,59 @@ def test_the_doctor_finds_all_changes_nothing_repairs_all_and_is_content(house: 
     assert int(registry.get_model_version_by_alias(house.name, "champion").version) == 1
     lake.replace("documents", "n0", [])
     lake.replace("nights", "n2", [])
+
+
+def shown(house: House, flow: str, process: str, state: str) -> Any:
+    """A flow run as Prefect shows it, worked by a process."""
+    from prefect import Flow
+    from prefect.client.orchestration import get_client
+    from prefect.states import State
+
+    with get_client(sync_client=True) as api:
+        run = api.create_flow_run(
+            Flow(lambda pipeline: None, name=flow), parameters={"pipeline": house.name},
+            name=f"{flow}-{state}",
+            state=State(type=state.upper()),  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+        if process:
+            api.update_flow_run_labels(run.id, {takeover.LABEL: process})
+    return run.id
+
+
+def state_of(run: Any) -> str:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as api:
+        return api.read_flow_run(run).state_type.value  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_the_doctor_buries_dead_runs_of_every_part_and_no_run_that_lives_or_waits(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        dead = f"{takeover._machine()}@{gone.pid}:1.00"
+    alive, elsewhere = takeover._this(), "another-boot:1@7:1.00"
+    buried = [
+        shown(house, "night", dead, "running"), shown(house, "train", dead, "running"),
+        shown(house, "backfill", dead, "pending"), shown(house, "tune", dead, "running"),
+    ]  # fmt: skip
+    cancelled = shown(house, "rollback", dead, "cancelling")
+    late = [shown(house, "night", elsewhere, "running"), shown(house, "ingest", "", "pending")]
+    kept = [shown(house, "night", alive, "running"), shown(house, "replay", alive, "running"),
+            shown(house, "tune", elsewhere, "running")]  # fmt: skip
+    said = [one["found"] for one in examine(load_settings(house.config), house.name, False)]
+    assert "Prefect shows the run backfill-pending as pending, and nobody works it" in said
+    assert found(house, repair=True) == {"prefect": "repaired"}
+    assert {state_of(one) for one in buried} == {"CRASHED"}
+    assert state_of(cancelled) == "CANCELLED"
+    assert found(house) == {}  # those of another machine may just have begun
+    monkeypatch.setattr(takeover, "SILENT", timedelta(0))
+    assert found(house, repair=True) == {"prefect": "repaired"}
+    assert {state_of(one) for one in late} == {"CRASHED"}
+    assert {state_of(one) for one in kept} == {"RUNNING"}
+    for one in kept:
+        takeover.bury(str(one))
 
 
 def test_a_damaged_journal_and_champion_are_left_to_a_person(house: House) -> None:
@@ -177,8 +233,6 @@ def test_a_backup_restored_elsewhere_works_the_next_night(
         (there / "inbox").mkdir()
         again.drop("two.jsonl", rows(8, seed=2))
         work(house.name, "n2", str(again.config))
-        from nightshift.tables import Lake
-
         lake = Lake(settings.lake, house.name)
         assert [row["state"] for row in lake.nights()] == ["published", "published"]
         assert lake.read("documents").num_rows == 90 + 24
@@ -204,6 +258,47 @@ def test_a_backup_overwrites_nothing_and_waits_for_no_night(house: House, tmp_pa
     with pytest.raises(ConfigError, match="is not empty"):
         restore(written, tmp_path / "full")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["b", "full", "there"]
+
+
+@pytest.mark.parametrize("name", ["press-journal", "db-wal", "a-shm"])
+def test_a_pipeline_may_have_a_name_like_that_of_a_passing_file(
+    house: House, tmp_path: Path, name: str
+) -> None:
+    named = House(tmp_path / "of" / "it")
+    named.folder.mkdir(parents=True)
+    named.declare()
+    whole = yaml.safe_load(named.config.read_text())
+    [pipeline] = whole["pipelines"].values()
+    whole |= {"pipelines": {name: pipeline}, "mlflow": "sqlite:///mlflow.db"}
+    named.config.write_text(yaml.safe_dump(whole))
+    lake = Lake(str(named.folder / "lake"), name)
+    lake.write_night(house.lake.nights()[0])
+    (named.folder / "reports" / name).mkdir(parents=True)
+    for one in ("n1.html", ".night.lock", "n2.part"):
+        (named.folder / "reports" / name / one).write_text("page")
+    files = backup(named.config, tmp_path / "b")["files"]
+    assert any(one.startswith(f"lake/{name}/nights/") for one in files)
+    assert [one for one in files if one.startswith("reports/")] == [f"reports/{name}/n1.html"]
+
+
+def test_a_backup_without_the_tables_of_a_pipeline_is_none(house: House, tmp_path: Path) -> None:
+    away = tmp_path / "another-disk"
+    Path(house.lake.root).rename(away)
+    Path(house.lake.root).symlink_to(away)
+    try:
+        with pytest.raises(NightError, match=f"{house.name} has nights, and its tables"):
+            backup(house.config, tmp_path / "b.tar")
+    finally:
+        Path(house.lake.root).unlink()
+        away.rename(house.lake.root)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("inside", ["reports/b.tar.gz", "lake/b", "data/mlflow-artifacts/x/b"])
+def test_a_backup_does_not_go_into_what_it_copies(house: House, inside: str) -> None:
+    with pytest.raises(ConfigError, match="would hold itself"):
+        backup(house.config, house.folder / inside)
+    assert not (house.folder / inside).parent.joinpath("b").exists()
 
 
 def test_an_altered_backup_restores_nothing(house: House, tmp_path: Path) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
 import mlflow
 import pytest
 from conftest import House, rows
+from prefect import flow
 
 from flows import parts, watching
 from flows.night import night
@@ -123,6 +130,69 @@ def test_an_alias_moved_to_nothing_of_ours_is_put_back(worked: House) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", ["rollback", "promote", "train", "recluster"])
+def test_a_run_given_to_another_worker_once_its_night_is_published_does_nothing_twice(
+    worked: House, part: str
+) -> None:
+    config = str(worked.config)
+    now = worked.lake.published()
+    others = [row["registry_version"] for row in worked.lake.nights()
+              if row["model_id"] != now["model_id"]]  # fmt: skip
+    given: dict[str, dict[str, Any]] = {
+        "rollback": {"reason": "sports became politics"},
+        "promote": {"version": others[-1], "reason": "it knows better"},
+        "train": {},
+        "recluster": {},
+    }
+
+    @flow(persist_result=False)
+    def taken_over() -> list[Any]:
+        return [getattr(parts, part).fn(worked.name, config=config, **given[part])
+                for _ in range(2)]  # fmt: skip
+
+    before = len(worked.lake.nights())
+    first, second = taken_over()
+    assert (first.new, second.new, first.name) == (True, False, second.name)
+    rows_ = worked.lake.nights()
+    assert len(rows_) == before + 1
+    changed = worked.lake.published()["model_id"] != now["model_id"]
+    assert changed == (part in ("rollback", "promote"))
+    # Another run, of another person, is another night.
+    if part == "rollback":
+        parts.rollback(worked.name, "it was right before", config=config)
+        assert worked.lake.published()["model_id"] == now["model_id"]
+
+
+@pytest.mark.slow
+def test_a_rollback_that_is_killed_before_it_is_published_is_finished_as_it_was_meant(
+    worked: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, before = worked.lake.published(), len(worked.lake.nights())
+    from flows import night as module
+
+    whole = module.roll_back
+
+    def killed(one: Any) -> None:
+        monkeypatch.setattr(module, "roll_back", whole)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "roll_back", killed)
+
+    @flow(persist_result=False)
+    def taken_over() -> Any:
+        given = {"reason": "sports became politics", "config": str(worked.config)}
+        with pytest.raises(KeyboardInterrupt):
+            parts.rollback.fn(worked.name, **given)
+        return parts.rollback.fn(worked.name, **given)
+
+    assert taken_over().new
+    rows_ = worked.lake.nights()
+    assert [row["state"] for row in rows_[before:]] == ["published"]
+    assert worked.lake.published()["model_id"] != now["model_id"]
+    assert worked.lake.published()["number"] == now["number"] + 1
+
+
+@pytest.mark.slow
 def test_enough_labels_by_people_ask_for_one_training(worked: House) -> None:
     worked.declare(triggers={"new_labels": 2})
     settings = load_settings(worked.config)
@@ -200,3 +270,112 @@ def test_missed_nights_collapse_into_one_that_takes_all_files(house: House) -> N
     assert len(house.lake.nights()) == 2
     # The file of that first night was changed only after it, so it waited as well.
     assert figures(house, done.name, "files")["new"] == 3
+
+
+def test_a_backfill_of_days_to_come_before_any_file_or_without_end_is_refused(house: House) -> None:
+    today = datetime.now(UTC).date()
+    house.declare(schedule={"cron": "0 * * * *"})
+    for first, last, words in (
+        (today, date.max, f"found 9999-12-31 as the last day, and today is {today}"),
+        (today, today + timedelta(days=2), "worked when they come"),
+        (date.min, date(1, 1, 2), "found 0001-01-01 as the first day, expected 1970-01-02"),
+        (today - timedelta(days=90), today, "more than 1,000 nights are due"),
+        (today, today - timedelta(days=1), "no night of"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            parts.backfill.fn(house.name, first, last, config=str(house.config))
+    assert house.lake.nights() == []
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[watching.Cause]:
+    """What the watcher starts, on a server that only listens."""
+    causes = list[watching.Cause]()
+
+    class Server:
+        def read_flow_run(self, _: Any) -> Any:
+            raise watching.ObjectNotFound(None)
+
+    @contextmanager
+    def server() -> Iterator[Any]:
+        yield Server()
+
+    def start(_: Any, cause: watching.Cause) -> UUID:
+        causes.append(cause)
+        return uuid4()
+
+    monkeypatch.setattr(watching, "server", server)
+    monkeypatch.setattr(watching, "start", start)
+    return causes
+
+
+def test_a_night_whose_process_was_killed_is_started_again_once_for_each_death_and_thrice_at_most(
+    house: House,
+    started: list[watching.Cause],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = load_settings(house.config)
+
+    def die(number: int, state: str = "running", error: str | None = None) -> None:
+        house.lake.write_night({
+            "night": "n1", "number": 1, "state": state, "started": datetime.now(UTC),
+            "error": error, "config_digest": "", "code_version": "", "manifest": {},
+            "mlflow_run": "", "prefect_run": str(uuid4()), "process": f"here:{number}",
+            "figures": {},
+        })  # fmt: skip
+
+    die(0)
+    assert watching.look(settings) == []  # Prefect, or its own worker, may see to it
+    monkeypatch.setattr(watching, "GRACE", timedelta(0))
+    assert watching.look(settings) == [
+        f"{house.name}: night n1 was interrupted; it is finished"
+    ]  # fmt: skip
+    assert watching.look(settings) == []
+    assert (started[0].flow, started[0].parameters) == ("night", {"night": "n1"})
+    for number in (1, 2, 3, 4):
+        die(number)
+        watching.look(settings)
+        watching.look(settings)
+    assert len(started) == len({one.key for one in started}) == 3
+    assert caplog.text.count("its process died 3 times more, so it is left") == 2
+    die(5, "failed", "interrupted")  # somebody told it to end; `up` finishes it when it starts
+    assert watching.look(settings) == []
+    [told] = watching.catch_up(settings)
+    assert told == f"{house.name}: night n1 was interrupted; it is finished"
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"files": 3}', '{"since": "x"}', '{"a": 1}'])
+def test_a_damaged_file_of_the_watcher_or_of_alerts_is_begun_anew(
+    house: House, started: list[watching.Cause], content: str
+) -> None:
+    house.declare(
+        triggers={"new_files": "ingest"}, schedule={"cron": "* * * * *"},
+        webhook="http://127.0.0.1:9/x", alerts={"late_minutes": 1},
+    )  # fmt: skip
+    house.drop("one.jsonl", rows(2))
+    folder = house.folder / "reports" / house.name
+    folder.mkdir(parents=True)
+    for name in (".watch.json", ".alerts.json"):
+        (folder / name).write_text(content)
+    told = watching.look(load_settings(house.config))
+    assert told[0] == f"{house.name}: a new file, one.jsonl; started ingest"
+    assert isinstance(json.loads((folder / ".watch.json").read_text()), dict)
+    from flows.alerts import _told
+
+    assert _told(folder / ".alerts.json") is None
+
+
+def test_what_goes_wrong_with_one_pipeline_does_not_end_the_watcher(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    stop = threading.Event()
+    monkeypatch.setattr(watching, "_finish_dead", broken)
+    monkeypatch.setattr(stop, "wait", lambda _: True)
+    watching.keep_looking(house.config, stop)
+    assert f"{house.name}: unexpected ZeroDivisionError: a bug" in caplog.text
+    house.config.write_text("[")
+    watching.keep_looking(house.config, stop)  # until the file is mended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -141,3 +142,85 @@ def test_a_schedule_that_cannot_be_kept_is_refused_with_the_way_out(
     with pytest.raises(ConfigError) as caught:
         build(ScheduleConfig, given, "pipelines.yaml", {})
     assert words in str(caught.value)
+
+
+NOT_KEPT = [
+    ({"rrule": "FREQ=DAILY;INTERVAL=0"}, "found INTERVAL or COUNT '0', expected 1 to 10000"),
+    ({"rrule": "FREQ=HOURLY;COUNT=99999999999"}, "found INTERVAL or COUNT '99999999999'"),
+    ({"rrule": "FREQ=SECONDLY"}, "expected a minute or more between two"),
+    ({"rrule": "FREQ=DAILY;BYSECOND=0,30"}, "expected a minute or more between two"),
+    ({"rrule": "FREQ=MINUTELY;BYSETPOS=5"}, "found BYSETPOS with HOURLY or MINUTELY"),
+    ({"rrule": "FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30"}, "never happens"),
+    ({"rrule": "FREQ=MINUTELY;BYMONTH=2;BYMONTHDAY=30;COUNT=3"}, "never happens"),
+    ({"rrule": "RRULE:FREQ=MINUTELY\nEXRULE:FREQ=MINUTELY"}, "which RFC 5545 no longer has"),
+    ({"rrule": "DTSTART:99991231T000000\nRRULE:FREQ=DAILY"}, "expected 2000 to 2099"),
+    ({"rrule": "FREQ=DAILY;UNTIL=20991231T000000Z"}, "expected a local time, without Z"),
+    ({"every": "999999w"}, "found 999999w, expected at most 366d"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), NOT_KEPT, ids=lambda one: str(one))
+@pytest.mark.timeout(20)
+def test_a_schedule_that_would_take_for_ever_is_refused_at_once(
+    given: dict[str, Any], words: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        build(ScheduleConfig, given, "pipelines.yaml", {})
+    assert words in str(caught.value)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cron": "0 2 30 2 1"},
+        {"cron": "* * * * *"},
+        {"rrule": "FREQ=MINUTELY"},
+        {"rrule": "FREQ=HOURLY"},
+        {"rrule": "FREQ=DAILY;BYMONTH=2;BYMONTHDAY=29;BYDAY=MO"},
+    ],
+    ids=lambda one: str(one),
+)
+@pytest.mark.timeout(60)
+def test_a_schedule_that_is_kept_is_told_fast(given: dict[str, Any]) -> None:
+    config = ScheduleConfig(**given, missed="backfill")
+    began = time.monotonic()
+    newest(config, NOW)
+    next(slots(config, NOW, NOW + timedelta(days=400)), None)
+    due(config, set(), at("2020-01-01"), NOW)
+    list(between(config, date(2026, 11, 1), date(2026, 11, 3)))
+    assert time.monotonic() - began < 15  # a second on a machine with nothing else to do
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "FREQ=HOURLY;INTERVAL=7",
+        "FREQ=MINUTELY;INTERVAL=95;BYHOUR=1,2",
+        "FREQ=DAILY;INTERVAL=3;BYHOUR=2,14;BYMINUTE=30",
+        "FREQ=WEEKLY;INTERVAL=2;BYDAY=SU,MO;WKST=SU",
+        "FREQ=WEEKLY;INTERVAL=3",
+        "DTSTART:20200131T020000\nRRULE:FREQ=MONTHLY;INTERVAL=2",
+        "FREQ=MONTHLY;BYDAY=-1FR;BYSETPOS=1",
+        "DTSTART:20200229T020000\nRRULE:FREQ=YEARLY",
+        "FREQ=YEARLY;INTERVAL=2;BYMONTH=11;BYDAY=MO",
+        "FREQ=DAILY;COUNT=2520",
+        "FREQ=DAILY;UNTIL=20261124T000000",
+        "DTSTART:20200101T020000\nRRULE:FREQ=DAILY\nEXDATE:20261122T020000\nRDATE:20261122T050000",
+    ],
+)
+def test_a_rule_that_is_counted_from_nearby_has_the_moments_it_always_had(rule: str) -> None:
+    from dateutil.rrule import rrulestr
+
+    first, last = datetime(2026, 10, 1), datetime(2028, 3, 2)
+    expected = rrulestr(rule, dtstart=datetime(2020, 1, 1)).between(first, last)
+    found_ = slots(ScheduleConfig(rrule=rule), first.replace(tzinfo=UTC), last.replace(tzinfo=UTC))
+    assert [one.replace(tzinfo=None) for one in found_] == [one for one in expected if one > first]
+
+
+def test_nights_of_a_day_have_the_same_names_one_by_one_and_in_one_pass() -> None:
+    config = ScheduleConfig(rrule="FREQ=HOURLY;INTERVAL=5", timezone="Europe/Berlin")
+    several = list(between(config, date(2026, 10, 24), date(2026, 10, 27)))
+    assert len(several) > 15
+    assert [one.name for one in several] == [name_of(config, one.at) for one in several]

@@ -92,7 +92,7 @@ def test_up_serves_its_page_survives_kill_9_and_ends_without_leaving_anybody(hom
     again = start(home, "again.log")
     told(home, "again.log", "left by one that was killed")
     told(home, "again.log", "Ctrl-C ends it")
-    assert "11 deployments: 0 new, 0 changed" in (home.folder / "again.log").read_text()
+    assert "12 deployments: 0 new, 0 changed" in (home.folder / "again.log").read_text()
     assert not any(one.is_running() and one.status() != "zombie" for one in left)
     again.send_signal(signal.SIGTERM)
     assert again.wait(120) == 0

@@ -46,19 +46,23 @@ def deploy(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove deployments of pipelines that left the file.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take over deployments of another pipelines file.")
+    ] = False,
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Make Prefect's deployments those of pipelines.yaml: schedules, forms, the parts of a night.
 
     They run on the work pool of `schedule.work_pool`, which is made where there is none. The path
-    given by --config must be the file's path for the workers, too.
+    given by --config must be the file's path for the workers, too. What is paused on Prefect's page
+    stays so; the switch of its schedule follows `schedule.paused`.
 
     Example: nightshift deploy --dry-run
     """
     settings = settings_of(config)
     from flows.deploying import deploy as make
 
-    steps = make(settings, str(config.resolve()), dry_run, prune)
+    steps = make(settings, str(config.resolve()), dry_run, prune, force=force)
     for one in steps:
         typer.echo(f"{one.what:<10} {one.title}{': ' if one.why else ''}{'; '.join(one.why)}")
     counts = {what: sum(one.what == what for one in steps) for what in dict.fromkeys(
@@ -76,8 +80,8 @@ def watch(
 ) -> None:
     """Look for what `triggers` of each pipeline name, and start the runs that they ask for.
 
-    New files, new labels, drift, an alias moved in the registry; and tell of nights that are late.
-    `nightshift up` does the same.
+    New files, new labels, drift, an alias moved in the registry; have nights finished whose process
+    died; and tell of nights that are late. `nightshift up` does the same.
 
     Example: nightshift watch --once
     """
@@ -88,6 +92,12 @@ def watch(
         found = look(settings)
         typer.echo("\n".join(found) or "nothing new")
         return
+    watched = [name for name, one in settings.pipelines.items() if one.is_watched]
+    words = ", ".join(watched) or (
+        f"nothing, for no pipeline of {config} has `triggers` or a `schedule`; the file is read "
+        "again every minute"
+    )
+    typer.echo(f"watching {words}. Ctrl-C ends it.")
     stop = threading.Event()
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda *_: stop.set())
