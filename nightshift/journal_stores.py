@@ -102,10 +102,15 @@ class SqliteStore:
             yield _Sqlite(opened)
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that nobody else writes beside; makes the file where there is none."""
+    def writing(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that nobody else writes beside; makes the file where there is none.
+
+        Args: whether it must outlive a power cut; the disk is not waited for where it need not.
+        """
         self._create()
         with self._opened() as opened, opened:
+            if not durable:
+                opened.execute("pragma synchronous = normal")
             opened.execute("begin immediate")
             yield _Sqlite(opened)
 
@@ -240,10 +245,12 @@ class PostgresStore:
             yield _Postgres(cursor)
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that nobody else writes beside."""
+    def writing(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that nobody else writes beside; as of a SQLite file."""
         with self._opened() as cursor:
             opened = _Postgres(cursor)
+            if not durable:
+                opened.run("set local synchronous_commit to off")
             opened.run("select pg_advisory_xact_lock(hashtext(?))", [self._schema])
             yield opened
 
