@@ -83,10 +83,23 @@ class SqliteStore:
 
     def __init__(self, path: Path):
         self.path = path
+        self._held: sqlite3.Connection | None = None
 
     def there(self) -> bool:
         """Whether anything was ever written."""
         return self.path.exists()
+
+    def hold(self) -> None:
+        """Keep the file open, for a process that asks often.
+
+        Whoever closes a file last writes its log back and removes it, and the next to open it makes
+        it anew: a hundred times the work of reading.
+        """
+        if self._held is None and self.there():
+            with suppress(sqlite3.Error):  # whoever reads it next says what is wrong
+                held = sqlite3.connect(self.path, check_same_thread=False)
+                held.execute("select count(*) from sqlite_schema").fetchone()
+                self._held = held
 
     def last(self) -> int:
         """The number of the newest word, 0 before any."""
@@ -229,6 +242,9 @@ class PostgresStore:
     def there(self) -> bool:
         """The schema is made with the first connection."""
         return True
+
+    def hold(self) -> None:
+        """A connection is kept anyway."""
 
     def last(self) -> int:
         """The number of the newest word, 0 before any."""

@@ -272,6 +272,19 @@ def test_mergers_that_would_go_round_in_a_circle_are_refused(journal: Journal) -
     assert journal.merge("c-0001", "c-0002", by="ada", after=read).other == "c-0002"
 
 
+def test_forgetting_leaves_no_trace_in_a_file_that_is_kept_open(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.store.hold()  # nothing is there yet
+    journal.say_label("doc-to-forget", "secret", None, "unsure", "ada")
+    journal.store.hold()
+    journal.say_label("doc-to-forget", "secret two", None, "unsure", "bob")
+    assert (tmp_path / "journal.sqlite-wal").exists()
+    assert journal.erase(["doc-to-forget"]) == 2
+    for path in tmp_path.iterdir():
+        assert b"doc-to-forget" not in path.read_bytes()
+    assert journal.said() == []
+
+
 def test_a_loan_that_still_holds_is_not_written_again(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
