@@ -158,12 +158,22 @@ def served(config: Path, folder: Path) -> Iterator[tuple[str, float]]:
             url = next(iter(re.findall(r"http://[\d.:]+", log.read_text())), "")
             if process.poll() is not None:
                 raise RuntimeError(log.read_text())
-        while httpx.get(url, timeout=30).status_code != 200:
-            time.sleep(0.5)
+        with introduced(url, "first") as client:
+            while client.get("/").status_code != 200:
+                time.sleep(0.5)
         yield url, time.perf_counter() - started
     finally:
         process.terminate()
         process.wait(30)
+
+
+@contextmanager
+def introduced(url: str, name: str) -> Iterator[httpx.Client]:
+    """The browser of somebody who has said who they are."""
+    with httpx.Client(base_url=url, headers={"Origin": url}, timeout=60) as client:
+        token = re.findall(r'name="token" value="([^"]+)"', client.get("/").text)[0]
+        client.post("/settings", data={"token": token, "name": name})
+        yield client
 
 
 Make = Callable[[httpx.Client, int], Callable[[], httpx.Response]]
@@ -203,9 +213,7 @@ def timed(url: str, make: Make, requests: int, at_once: int = 1) -> dict[str, fl
     """Milliseconds of requests: p50, p95, max. Each client is a person of its own."""
 
     def person(number: int) -> list[float]:
-        with httpx.Client(base_url=url, headers={"Origin": url}, timeout=60) as client:
-            token = re.findall(r'name="token" value="([^"]+)"', client.get("/").text)[0]
-            client.post("/settings", data={"token": token, "name": f"person {number}"})
+        with introduced(url, f"person {number}") as client:
             found: list[float] = []
             for n in range(requests // at_once):
                 send = make(client, n)

@@ -28,6 +28,8 @@ from nightshift.errors import ConfigError
 from nightshift.journal import cleaned, person
 
 COOKIE = "nightshift_review"
+NAME_COOKIE = "nightshift_reviewer"
+"""What somebody calls themselves where no password is asked for."""
 SESSION_SECONDS = 12 * 3600
 USERS_VARIABLE = "NIGHTSHIFT_REVIEW_USERS"
 KEY_VARIABLE = "NIGHTSHIFT_REVIEW_KEY"
@@ -179,11 +181,21 @@ class Door:
     """Sessions and their tokens; which Host and Origin are ours.
 
     Args: the host that is listened on; the public address, where another server stands in front;
-    users where a password is asked for; who reviews where none is.
+    users where a password is asked for; who probably reviews where none is; the pipeline; the key
+    that signs, else one is made.
     """
 
-    def __init__(self, host: str, url: str | None, users: Users | None, login: str):
+    def __init__(
+        self,
+        host: str,
+        url: str | None,
+        users: Users | None,
+        login: str,
+        pipeline: str = "",
+        key: str | None = None,
+    ):
         self.users, self.login, self.guesses = users, login, Guesses()
+        self._pipeline = pipeline
         public = urlsplit(url) if url else None
         if public and (public.scheme not in ("http", "https") or not public.hostname):
             raise ConfigError(f"--url: found {url!r}, expected such as https://review.example.org.")
@@ -191,7 +203,7 @@ class Door:
         self._hosts = (
             {public.hostname} if public else {host, socket.gethostname().lower(), *LOOPBACK}
         )
-        key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(32)
+        key = os.environ.get(KEY_VARIABLE) or key or secrets.token_urlsafe(32)
         self._sessions = URLSafeTimedSerializer(key, salt="session")
         self._tokens = URLSafeTimedSerializer(key, salt="token")
 
@@ -206,9 +218,14 @@ class Door:
         there = urlsplit(origin)
         return there.scheme in ("http", "https") and there.netloc == host
 
-    def open(self, name: str) -> tuple[Session, str]:
-        """A new session and its cookie."""
-        session = Session(name, secrets.token_urlsafe(16))
+    def cookie(self, port: int) -> str:
+        """The name of the session's cookie: browsers send one to every port of a host, and a page
+        must not take another's for its own."""
+        return f"{COOKIE}_{self._pipeline}_{port}"
+
+    def open(self, name: str, nonce: str | None = None) -> tuple[Session, str]:
+        """A session and its cookie; a new one, or with its nonce an old one under another name."""
+        session = Session(name, nonce or secrets.token_urlsafe(16))
         return session, self._sessions.dumps(session.as_json())
 
     def session(self, cookie: str | None) -> Session | None:
@@ -240,9 +257,33 @@ def _hostname(address: str) -> str | None:
         return None
 
 
-def door_of(host: str, url: str | None, users: Path | None, login: str) -> Door:
+def _kept_key(path: Path) -> str | None:
+    """The key of an earlier start, or a new one that is kept; None where none can be kept.
+
+    A form that was open while the page was started again is then still good.
+    """
+    try:
+        if not path.exists():
+            fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(fresh, "w") as stream:
+                stream.write(secrets.token_urlsafe(32))
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def door_of(
+    host: str,
+    url: str | None,
+    users: Path | None,
+    login: str,
+    pipeline: str = "",
+    keep: Path | None = None,
+) -> Door:
     """The door of a page that listens on a host.
 
+    Args: as Door; where a key is kept. With passwords none is: whoever reads the file could sign in
+    as anybody.
     Raises: ConfigError beyond the loopback without users.
     """
     asks = users is not None or bool(os.environ.get(USERS_VARIABLE))
@@ -255,4 +296,5 @@ def door_of(host: str, url: str | None, users: Path | None, login: str) -> Door:
             "Make a user: nightshift review PIPELINE --users FILE --add-user NAME; and give "
             f"--users FILE, or the file's lines in {USERS_VARIABLE}."
         )
-    return Door(host, url, known, login)
+    key = _kept_key(keep) if keep is not None and known is None else None
+    return Door(host, url, known, login, pipeline, key)

@@ -142,7 +142,8 @@ def write_picture(found: Explanation, path: Path) -> str:
         path.write_bytes(explanation_png(found))
     else:
         path.write_text(explanation_picture(found), encoding="utf-8")
-    return f"{path}: {clean(found.label)}, {found.probability:.1%}"
+    held = ", abstained: not sure enough to be called an answer" if found.abstained else ""
+    return f"{path}: {clean(found.label)}, {found.probability:.1%}{held}"
 
 
 # --- what is alike --------------------------------------------------------------------------
@@ -324,6 +325,10 @@ def similar_lines(found: dict[str, Any]) -> Iterator[str]:
     reader = found.get("reader")
     if reader is not None:
         yield f"for {clean(reader)}, night {found['night']}"
+    elif not found["is_document"] and len(found["asked"].split()) == 1:
+        # An id with a slip of the pen is a text, too, and has its neighbours.
+        asked = cut(found["asked"], 40)
+        yield f"no document that has a vector has the id {asked!r}: it was taken as a text"
     for one in found["documents"]:
         near = f"{one['similarity']:.3f}  " if "similarity" in one else ""
         about = "  ".join(cut(str(part), 30) for part in (one["label"], one["cluster_id"]) if part)

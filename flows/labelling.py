@@ -1,8 +1,11 @@
 """Labels as files: people's words out and in, in the shapes that Label Studio and Argilla use.
 
-csv, jsonl     doc_id, text, label, by, at
+csv, jsonl     doc_id, text, label, by, at; what a spreadsheet takes for a formula is guarded in csv
 label-studio   a JSON array of tasks: data.doc_id, data.text; the label is a choice
 argilla        a JSON array of records, as `dataset.records.to_json` of Argilla 2 writes
+
+A document that is of no class has the label `(no class)` in all of them: an empty one says nothing,
+neither out nor in, for most cells of a sheet are empty because nobody has come to them yet.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.reading import cell, uncell
 from nightshift.cleaning import clean, content_digest
 from nightshift.corpus import current_labels, texts_of
 from nightshift.errors import ConfigError
-from nightshift.journal import cleaned, holding, is_person, login, person
+from nightshift.journal import IMPORT, holding, is_person, label_of, login, person
 from nightshift.pipeline import Settings
 from nightshift.tables import Lake
 
@@ -31,8 +35,8 @@ FIELD, QUESTION = "text", "label"
 """Names of the text and of the question in both tools."""
 AGENT = "person:"
 """Before a person's name, as Argilla names who suggested: its own users have ids we cannot know."""
-IMPORT = "import"
-"""The queue of labels that came in a file."""
+NO_CLASS = "(no class)"
+"""The label, in a file, of a document that is of none of the classes."""
 MOST_TOLD = 5
 
 
@@ -40,11 +44,9 @@ MOST_TOLD = 5
 
 
 def export_labels(settings: Settings, pipeline: str, form: str) -> Iterator[str]:
-    """What people said of documents, published or not yet, as pieces of a file.
-
-    A document that is of no class has an empty label.
-    """
-    rows = sorted(_people(settings, pipeline).values(), key=lambda row: row["doc_id"])
+    """What people said of documents, published or not yet, as pieces of a file."""
+    people = sorted(_people(settings, pipeline).values(), key=lambda row: row["doc_id"])
+    rows = [{**row, "label": NO_CLASS if row["label"] is None else row["label"]} for row in people]
     if form == "csv":
         yield from _csv(rows)
     elif form == "jsonl":
@@ -93,7 +95,7 @@ def _csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     writer = csv.DictWriter(held, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(row)
+        writer.writerow({key: cell(value) for key, value in row.items()})
         if held.tell() > 64 * 1024:
             yield held.getvalue()
             held.seek(0)
@@ -103,11 +105,10 @@ def _csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def _task(row: dict[str, Any]) -> dict[str, Any]:
     """A task of Label Studio; its labelling config: Text name="text", Choices name="label"."""
-    choices = [] if row["label"] is None else [row["label"]]
     chosen = {"from_name": QUESTION, "to_name": FIELD, "type": "choices",
-              "value": {"choices": choices}}  # fmt: skip
+              "value": {"choices": [row["label"]]}}  # fmt: skip
     data = {key: row[key] for key in ("doc_id", "text", "by", "at")}
-    return {"data": data, "annotations": [{"result": [chosen] if choices else []}]}
+    return {"data": data, "annotations": [{"result": [chosen]}]}
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
         "id": row["doc_id"],
         "fields": {FIELD: row["text"]},
         "metadata": {"at": row["at"]},
-        "suggestions": {QUESTION: said} if row["label"] is not None else {},
+        "suggestions": {QUESTION: said},
         "responses": {},
         "vectors": {},
         "_server_id": None,
@@ -129,7 +130,8 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Given:
-    """A label in a file. `where` names its row; doc_id or text tells the document."""
+    """A label in a file. `where` names its row; doc_id or text tells the document; None as the
+    label says that it is of no class."""
 
     where: str
     doc_id: str | None
@@ -146,22 +148,28 @@ def import_labels(
     Rows about documents that are not there are written beside the file, and can be imported later.
     Raises: ConfigError naming the row, and then nothing was said.
     """
-    given = list(_labels_of(file, form or _form_of(file)))
-    who = person(by or login())
     lake = Lake(settings.lake, pipeline, settings.storage_options())
+    journal, before = settings.journal_of(pipeline), current_labels(lake)
+    said = {one.label for one in journal.said() if one.label is not None}
+    read = list(_labels_of(file, form or _form_of(file), {*before.values(), *said}))
+    given = [one for one in read if one is not None]
+    who = person(by or login())
     ids = _ids(lake, settings.pipeline(pipeline), given)
-    before = current_labels(lake)
     by_person: dict[str, list[tuple[str, str | None, str | None]]] = {}
     for one, doc_id in zip(given, ids, strict=True):
         if doc_id is not None:
             words = by_person.setdefault(by or one.by or who, [])
             words.append((doc_id, one.label, before.get(doc_id)))
-    journal = settings.journal_of(pipeline)
     last = journal.last()
     for name, words in sorted(by_person.items()):
         journal.say_labels(words, IMPORT, name)
     known, fresh = sum(map(len, by_person.values())), len(journal.said(last))
     yield f"{file}: {known} labels of {pipeline}, {fresh} of them new; the next night learns them."
+    if len(read) > len(given):
+        yield (
+            f"{len(read) - len(given)} rows have no label, which says nothing: they were passed "
+            f"over. For a document that is of no class, write {NO_CLASS}."
+        )
     unknown = [one for one, doc_id in zip(given, ids, strict=True) if doc_id is None]
     if unknown:
         beside = _lay_aside(file, unknown)
@@ -198,8 +206,8 @@ def _ids(lake: Lake, pipeline: Any, given: list[Given]) -> list[str | None]:
 
 def _lay_aside(file: Path, unknown: list[Given]) -> Path:
     beside = file.with_name(f"{file.stem}.unknown.jsonl")
-    rows = ({"doc_id": one.doc_id, "text": one.text, "label": one.label, "by": one.by}
-            for one in unknown)  # fmt: skip
+    rows = ({"doc_id": one.doc_id, "text": one.text, "by": one.by,
+             "label": NO_CLASS if one.label is None else one.label} for one in unknown)  # fmt: skip
     beside.write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
     )
@@ -217,7 +225,9 @@ def _form_of(file: Path) -> str:
     raise ConfigError(f"{file}: expected .csv, .jsonl or .json, or say --format {FORMATS}.")
 
 
-def _labels_of(file: Path, form: str) -> Iterator[Given]:
+def _labels_of(file: Path, form: str, known: set[str]) -> Iterator[Given | None]:
+    """The labels of a file; None for a row that has none."""
+    taken: dict[str, str | None] = {NO_CLASS: None}
     for where, row in _rows_of(file, form):
         if not isinstance(row, dict):
             raise ConfigError(f"{file} {where}: found no keys. Nothing was imported.")
@@ -230,15 +240,19 @@ def _labels_of(file: Path, form: str) -> Iterator[Given]:
         if found is None:
             continue
         doc_id, text, label, by = (None if one is None else str(one) for one in found)
+        if label is None or not label.strip():
+            yield None
+            continue
         if not doc_id and not text:
             raise ConfigError(f"{file} {where}: found neither a doc_id nor a text. Nothing was "
                               "imported.")  # fmt: skip
         try:
-            label = None if label is None else cleaned(label, "label")
+            if label not in taken:
+                taken[label] = label_of(label, known)
             by = person(by) if by else None
         except ConfigError as error:
             raise ConfigError(f"{file} {where}: {error} Nothing was imported.") from error
-        yield Given(where, doc_id or None, text, label, by)
+        yield Given(where, doc_id or None, text, taken[label], by)
 
 
 def _rows_of(file: Path, form: str) -> Iterator[tuple[str, Any]]:
@@ -250,7 +264,10 @@ def _rows_of(file: Path, form: str) -> Iterator[tuple[str, Any]]:
         if lacking:
             raise ConfigError(f"{file}: has no column label; found "
                               f"{', '.join(reader.fieldnames or []) or 'no columns'}.")  # fmt: skip
-        yield from ((f"line {reader.line_num}", row) for row in reader)
+        for row in reader:
+            plain = {key: uncell(value) if isinstance(value, str) else value
+                     for key, value in row.items()}  # fmt: skip
+            yield f"line {reader.line_num}", plain
     elif form == "jsonl":
         for number, line in enumerate(_read(file).split("\n"), 1):
             if line.strip():
@@ -285,10 +302,7 @@ Found = tuple[Any, Any, Any, Any] | None
 
 
 def _plain(row: dict[str, Any]) -> Found:
-    label = row["label"]
-    if label == "":
-        label = None
-    return row.get("doc_id"), row.get("text"), label, row.get("by")
+    return row.get("doc_id"), row.get("text"), row["label"], row.get("by")
 
 
 def _of_task(row: dict[str, Any]) -> Found:

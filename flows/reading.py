@@ -267,3 +267,10 @@ def cell(value: Any) -> Any:
 
         return json.dumps(value.tolist(), ensure_ascii=False)
     return "" if value is None or value != value else value
+
+
+def uncell(value: str) -> str:
+    """A text as it was before `cell` put an apostrophe in front."""
+    plain = value[1:]
+    guarded = value[:1] == "'" and FORMULA.match(plain) and not NUMBER.fullmatch(plain)
+    return plain if guarded else value

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nightshift.errors import ConfigError, NightshiftError
-from nightshift.journal import Journal, Said, holding
+from nightshift.journal import Journal, Name, Said, Shape, holding, label_of, standing
 from nightshift.pipeline import Settings, load_settings
 from nightshift.queues import (
     QUEUES,
@@ -35,6 +38,8 @@ from nightshift.tables import Lake
 
 log = logging.getLogger(__name__)
 
+FOLDER = Path(__file__).parent / "review"
+LANGUAGES = ("en", "zh")
 LOAN_MINUTES = 10.0
 """How long a document that is shown to one person is not given to another."""
 LOOK_SECONDS = 10.0
@@ -43,6 +48,35 @@ MOST_ASKED = 1_000
 """Documents of a queue among which one is looked for that is free."""
 MOST_FOUND = 500
 """Documents that a search finds."""
+LEAST_ALIKE = 4
+"""Characters from which on names that differ in one may be one name: `cat` and `car` are two."""
+QUEUE = re.compile(rf"{'|'.join(QUEUES)}|cluster [\w-]{{1,40}}|search .{{0,200}}", re.DOTALL)
+"""What may be noted as the place where a person met a document."""
+
+
+@cache
+def strings() -> dict[str, dict[str, str]]:
+    """All words of the interface by language."""
+    table = json.loads((FOLDER / "strings.json").read_text(encoding="utf-8"))
+    return {
+        language: {key: row[place] for key, row in table.items()}
+        for place, language in enumerate(LANGUAGES)
+    }
+
+
+class NotDoneError(ConfigError):
+    """What a person asked for cannot be done; told in their language.
+
+    Args: which of `strings`, and what stands in its braces; the status of the answer.
+    """
+
+    def __init__(self, key: str, status: int = 400, **values: object):
+        self.key, self.status, self.values = key, status, values
+        super().__init__(self.told("en"))
+
+    def told(self, language: str) -> str:
+        """The message."""
+        return strings()[language][self.key].format(**self.values)
 
 
 # --- the index --------------------------------------------------------------------------------
@@ -142,19 +176,30 @@ class Words:
     """What people said of documents, as the journal has it; read on before each question."""
 
     def __init__(self, journal: Journal):
-        self._journal, self._lock, self._last = journal, threading.Lock(), 0
+        self._journal, self._lock = journal, threading.Lock()
         self._about: dict[str, list[Said]] = {}
+        self.last = 0
+        """The number of the newest word that was read."""
         self.holds: dict[str, Said] = {}
         """The label that stands, by document."""
+        self.names: dict[str, Name] = {}
+        """The newest word about each cluster's name; a name of None was taken back."""
+        self._shapes: list[Shape] = []
+        self._classes: tuple[int, list[str]] = (0, [])
         self._skipped: dict[str, set[str]] = {}
 
     def read_on(self) -> None:
         """Take in what was said since the last call, by anybody."""
         with self._lock:
-            fresh = self._journal.said(self._last)
+            self._journal.store.hold()
+            names, fresh, shapes = self._journal.news(self.last)
+            if not (names or fresh or shapes):
+                return
+            self.names = {**self.names, **{one.cluster_id: one for one in names}}
+            self._shapes = [*self._shapes, *shapes]
             for word in fresh:
                 self._about.setdefault(word.doc_id, []).append(word)
-                self._last = word.number
+            self.last = max([self.last, *(one.number for one in (*names, *fresh, *shapes))])
             for doc_id in {one.doc_id for one in fresh}:
                 words = self._about[doc_id]
                 held = holding(words).get(doc_id)
@@ -167,6 +212,11 @@ class Words:
                     if one.kind == "skip":
                         skipped = self._skipped.setdefault(one.by, set())
                         (skipped.discard if one.number in undone else skipped.add)(doc_id)
+
+    def shapes(self, after: int) -> dict[str, Shape]:
+        """What will become of clusters, as was said after a number."""
+        words = standing(one for one in self._shapes if one.number > after)
+        return {one.cluster_id: one for one in words}
 
     def is_open(self, doc_id: str, by: str) -> bool:
         """Whether a person may still be asked: nobody has labelled it, and they did not skip it."""
@@ -188,7 +238,12 @@ class Words:
 
     def classes(self) -> list[str]:
         """Classes that people gave, which the index may not know yet."""
-        return sorted({one.label for one in list(self.holds.values()) if one.label})
+        last, found = self._classes
+        if last != self.last:
+            last, holds = self.last, list(self.holds.values())
+            found = sorted({one.label for one in holds if one.label})
+            self._classes = (last, found)
+        return found
 
 
 # --- the desk ---------------------------------------------------------------------------------
@@ -201,6 +256,22 @@ class Review:
         self.pipeline, self.journal = pipeline, settings.journal_of(pipeline)
         self.shelf = Shelf(settings, pipeline, config)
         self.words = Words(self.journal)
+        self._reports = Path(settings.reports)
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest class that the night knew; its source may have long ones."""
+        if self.shelf.index is None:
+            return 0
+        return max(map(len, self.shelf.index.about["classes"]), default=0)
+
+    @property
+    def report(self) -> Path | None:
+        """The newest night's page, where there is one."""
+        if self.shelf.index is None:
+            return None
+        path = self._reports / self.pipeline / f"{self.index.about['night']}.html"
+        return path if path.exists() else None
 
     @property
     def index(self) -> Index:
@@ -222,17 +293,26 @@ class Review:
             return self.index.of_cluster(rest)
         if kind == "search":
             return self.index.search(rest, MOST_FOUND)
-        raise ConfigError(f"queue: found {queue[:60]!r}, expected {', '.join(QUEUES)}, "
-                          "`cluster ID` or `search WORDS`.")  # fmt: skip
+        raise NotDoneError("no_queue", found=queue[:60], expected=", ".join(QUEUES))
+
+    def is_queue(self, queue: str) -> bool:
+        """Whether there is such a queue tonight: a cluster's ends with the cluster."""
+        kind, _, rest = queue.partition(" ")
+        return queue in QUEUES or kind == "search" or (
+            kind == "cluster" and rest in self.index.clusters
+        )  # fmt: skip
 
     def open_in(self, queue: str, by: str) -> Iterator[str]:
         """Ids of a queue's documents about which a person may be asked."""
         self.words.read_on()
         return (one for one in self.members(queue) if self.words.is_open(one, by))
 
-    def next(self, queue: str, by: str) -> Doc | None:
-        """The next document of a queue that nobody else looks at, which is now this person's."""
-        found = self.journal.lend(islice(self.open_in(queue, by), MOST_ASKED), by, LOAN_MINUTES)
+    def next(self, queue: str, by: str, reader: str | None = None) -> Doc | None:
+        """The next document of a queue that nobody else looks at, which is now this reader's: a
+        browser's, for two people may have one name.
+        """
+        asked = islice(self.open_in(queue, by), MOST_ASKED)
+        found = self.journal.lend(asked, reader or by, LOAN_MINUTES)
         return None if found is None else self.index.doc(found)
 
     def doc(self, doc_id: str) -> Doc:
@@ -240,7 +320,7 @@ class Review:
         self.words.read_on()
         found = self.index.doc(doc_id)
         if found is None:
-            raise ConfigError(f"document: {self.pipeline} has none with the id {doc_id[:80]!r}.")
+            raise NotDoneError("no_document", pipeline=self.pipeline, found=doc_id[:80])
         return found
 
     def left(self, queue: str, by: str) -> int:
@@ -251,24 +331,35 @@ class Review:
         """Label a document; None: of no class. Raises: ConfigError."""
         doc = self.doc(doc_id)
         before, _ = self.words.label(doc)
-        return self.journal.say_label(doc.doc_id, label, before, queue, by)
+        known = {*self.classes(), *(one for one in (doc.label, doc.said) if one)}
+        return self.journal.say_label(doc.doc_id, label, before, _met_in(queue), by, known)
 
     def skip(self, doc_id: str, queue: str, by: str) -> Said:
         """Pass a document over; others may still be asked."""
-        return self.journal.skip(self.doc(doc_id).doc_id, queue, by)
+        return self.journal.skip(self.doc(doc_id).doc_id, _met_in(queue), by)
+
+    def meant(self, said: str, what: str = "label") -> str | None:
+        """The class that a new name may be a slip of the pen for; None where it is none, or there.
+
+        Raises: ConfigError for a name that cannot be one.
+        """
+        self.words.read_on()
+        known = self.classes()
+        label = label_of(said, known, what)
+        return None if label in known else alike(label, known)
 
     def classes(self) -> list[str]:
         """Every class, the most frequent first, then those that people made since."""
         known = self.index.about["classes"]
-        given = [one.class_name for one in self.journal.names().values() if one.class_name]
+        given = [one.class_name for one in list(self.words.names.values()) if one.class_name]
         return list(dict.fromkeys([*known, *self.words.classes(), *given]))
 
     # --- clusters ---------------------------------------------------------------------------
 
     def clusters(self) -> list[dict[str, Any]]:
         """Tonight's clusters, with what people said of them since: `word`, `shape`."""
-        names = self.journal.names()
-        shapes = {one.cluster_id: one for one in self.journal.shapes(self.index.about["words"])}
+        self.words.read_on()
+        names, shapes = self.words.names, self.words.shapes(self.index.about["words"])
         return [
             {**row, "word": names.get(one), "shape": shapes.get(one)}
             for one, row in self.index.clusters.items()
@@ -277,14 +368,60 @@ class Review:
     def living(self, cluster_id: str) -> str:
         """The id of a living cluster itself. Raises: ConfigError for any other."""
         if cluster_id not in self.index.clusters:
-            raise ConfigError(f"cluster: {cluster_id[:40]!r} does not live; it may have ended.")
+            raise NotDoneError("no_cluster", found=cluster_id[:40])
         return cluster_id
 
     def name(self, cluster_id: str, name: str, class_name: str | None, by: str) -> None:
         """Name a living cluster; with a class, its documents become examples of it.
 
-        Without one the class said before stays, as with `nightshift name`.
+        Args: the class; None keeps what was said before, as `nightshift name` does, and an empty
+        one takes it back.
         """
-        before = self.journal.names().get(self.living(cluster_id))
+        self.words.read_on()
+        before = self.words.names.get(self.living(cluster_id))
         kept = before.class_name if before and class_name is None else class_name
-        self.journal.say_name(cluster_id, name, kept, by)
+        self.journal.say_name(cluster_id, name, kept or None, by, self.classes())
+
+    def merge(self, cluster_id: str, other: str, by: str) -> None:
+        """Let the next night take a living cluster into another. Raises: ConfigError."""
+        if cluster_id == other:
+            raise NotDoneError("merge_twice", found=cluster_id)
+        after = self.index.about["words"]
+        self.journal.merge(self.living(cluster_id), self.living(other), by, after)
+
+
+def _met_in(queue: str) -> str:
+    """A queue as it is noted; it may have ended meanwhile, which must not cost the word."""
+    return queue if QUEUE.fullmatch(queue) else QUEUES[0]
+
+
+def alike(label: str, known: Iterable[str]) -> str | None:
+    """The known name that differs in capitals or width alone, else in one character; or None."""
+    said, near = _folded(label), None
+    for one in known:
+        other = _folded(one)
+        if other == said:
+            return one
+        if near is None and max(len(said), len(other)) >= LEAST_ALIKE and _one_edit(said, other):
+            near = one
+    return near
+
+
+def _folded(label: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def _one_edit(one: str, other: str) -> bool:
+    """Whether a character more, less, or other, or two that changed places, are all the difference
+    (Damerau 1964)."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    pairs = zip(one, other, strict=False)
+    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    left, right = one[at:], other[at:]
+    return (
+        left[1:] == right
+        or left == right[1:]
+        or left[1:] == right[1:]
+        or (left[:2] == right[:2][::-1] and left[2:] == right[2:])
+    )

@@ -13,6 +13,7 @@ import getpass
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,8 @@ NO_PERSON = ("source", "cluster ")
 """How labels are signed that no person gave: by their source, and in the name of a cluster."""
 MOST_PARTS = 20
 """Parts that a cluster may be split into by hand."""
+IMPORT = "import"
+"""The queue of labels that came in a file."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,30 @@ class Shape:
     at: datetime
 
 
+class WordsError(ConfigError):
+    """A name, class or label that cannot be one; `what` it was meant to be, and its `length`."""
+
+    def __init__(self, what: str, line: str, most: int):
+        shown = f"{line[:24]!r}... ({len(line)} characters)" if line else "nothing"
+        super().__init__(
+            f"{what}: found {shown}, expected 1 to {most} characters on one line. Say it again "
+            f"{'shorter' if line else 'with words'}."
+        )
+        self.what, self.length, self.most = what, len(line), most
+
+
+class CircleError(ConfigError):
+    """A merger that would close a circle: `word` is the one that stands in its way."""
+
+    def __init__(self, cluster_id: str, other: str, word: Shape):
+        super().__init__(
+            f"merge: found {cluster_id} into {other}, but {word.cluster_id} goes into {cluster_id} "
+            f"already (said by {word.by}); expected no circle. Leave {word.cluster_id} as it is "
+            "first, then say it again."
+        )
+        self.word = word
+
+
 Word = TypeVar("Word", Name, Said, Shape)
 
 
@@ -98,14 +125,20 @@ class Journal:
     # --- clusters ---------------------------------------------------------------------------
 
     def say_name(
-        self, cluster_id: str, name: str, class_name: str | None = None, by: str | None = None
+        self,
+        cluster_id: str,
+        name: str,
+        class_name: str | None = None,
+        by: str | None = None,
+        known: Collection[str] = (),
     ) -> Name:
         """Call a cluster by a name, from the next night on; `by` is the login name unless given.
 
+        Args: classes that there are, which are taken as they are.
         Raises: ConfigError for a name that cannot be one, PassingError while the file is busy.
         """
         said = cleaned(name, "name")
-        of_class = None if class_name is None else cleaned(class_name, "class")
+        of_class = None if class_name is None else label_of(class_name, known, "class")
         return self._write(Name, [cluster_id, said, of_class], by)
 
     def forget_name(self, cluster_id: str, by: str | None = None) -> Name:
@@ -124,14 +157,24 @@ class Journal:
         """Every word about names after a number, oldest first."""
         return self._read(Name, number)
 
-    def merge(self, cluster_id: str, other: str, by: str | None = None) -> Shape:
+    def merge(self, cluster_id: str, other: str, by: str | None = None, after: int = 0) -> Shape:
         """Let the next night take a cluster into another, which keeps its id.
 
-        Raises: ConfigError where both are one.
+        Args: the last number that a night has read: mergers up to it are made, and bind no more.
+        Raises: ConfigError where both are one, or mergers would go round in a circle.
         """
         if cluster_id == other:
             raise ConfigError(f"merge: found {cluster_id} twice, expected two clusters.")
-        return self._write(Shape, [cluster_id, "merge", other, None], by)
+        who = cleaned(by or login(), "by")
+        with self.store.writing() as opened:
+            # Two people may say it at the same moment, so it is looked at where nobody else writes.
+            said = {one.cluster_id: one for one in standing(_rows(opened, Shape, after))}
+            word = said.pop(other, None)
+            while word is not None and word.other is not None:
+                if word.other == cluster_id:
+                    raise CircleError(cluster_id, other, word)
+                word = said.pop(word.other, None)
+            return _add(opened, Shape, [cluster_id, "merge", other, None], who)
 
     def split(self, cluster_id: str, parts: int = 2, by: str | None = None) -> Shape:
         """Let the next night split a cluster; the part with the most documents keeps its id.
@@ -148,21 +191,26 @@ class Journal:
 
     def shapes(self, after: int = 0, until: int | None = None) -> list[Shape]:
         """The newest word about each cluster's shape, in their order; without those taken back."""
-        words = {one.cluster_id: one for one in self._read(Shape, after, until)}
-        kept = (one for one in words.values() if one.verb != "leave")
-        return sorted(kept, key=lambda one: one.number)
+        return standing(self._read(Shape, after, until))
 
     # --- labels -----------------------------------------------------------------------------
 
     def say_label(
-        self, doc_id: str, label: str | None, before: str | None, queue: str, by: str
+        self,
+        doc_id: str,
+        label: str | None,
+        before: str | None,
+        queue: str,
+        by: str,
+        known: Collection[str] = (),
     ) -> Said:
         """Label a document; null says that it is of no class. The same said twice is one word.
 
-        Args: the label it has had until now; the queue it was met in; who says so.
-        Raises: ConfigError for a label that cannot be one.
+        Args: the label it has had until now; the queue it was met in; who says so; labels that
+        there are, which are taken as they are.
+        Raises: ConfigError for a new label that cannot be one.
         """
-        said = None if label is None else cleaned(label, "label")
+        said = label if label is None or label == before else label_of(label, known)
         return self.say_labels([(doc_id, said, before)], queue, by)[0]
 
     def say_labels(
@@ -192,16 +240,18 @@ class Journal:
     def undo(self, by: str) -> Said | None:
         """Take back a person's newest word about a document that still stands; None without one.
 
-        What others said of the document stands.
+        What others said of the document stands, and so does what came in a file, which is thousands
+        of words at once.
         """
         who = person(by)
         with self.store.writing() as opened:
             columns = ", ".join(one.name for one in fields(Said))
             query = (
-                f"select {columns} from labels where by = ? and kind <> 'undo' and number not in "
-                "(select undoes from labels where undoes is not null) order by number desc limit 1"
+                f"select {columns} from labels where by = ? and kind <> 'undo' and queue <> ? and "
+                "number not in (select undoes from labels where undoes is not null) "
+                "order by number desc limit 1"
             )
-            rows = opened.rows(query, [who])
+            rows = opened.rows(query, [who, IMPORT])
             if not rows:
                 return None
             word = _word(Said, rows[0])
@@ -257,14 +307,24 @@ class Journal:
     # --- who is shown what ------------------------------------------------------------------
 
     def lend(self, doc_ids: Iterable[str], by: str, minutes: float) -> str | None:
-        """The first of some documents that is shown to nobody else, which is this person's for some
+        """The first of some documents that is shown to nobody else, which is this reader's for some
         minutes; None without one. What was lent to them before is free again.
+
+        Args: `by`, a browser rather than a person: two people may have one name, or one two.
         """
-        now = datetime.now(UTC)
-        with self.store.writing() as opened:
-            rows = opened.rows("select doc_id, by from loans where until > ?", [now.isoformat()])
-            others = {doc_id for doc_id, who in rows if who != by}
-            found = next((one for one in doc_ids if one not in others), None)
+        now, seen = datetime.now(UTC), list[str]()
+        fresh = (seen.append(one) or one for one in doc_ids)
+        if self.store.there():
+            # Whoever loads a page again need not wait for a disk.
+            with self.store.reading() as opened:
+                own, others = _lent(opened, by, now)
+            found = next((one for one in fresh if one not in others), None)
+            soon = (now + timedelta(minutes=minutes / 2)).isoformat()
+            if own.get(found or "", "") > soon or (found is None and not own):
+                return found
+        with self.store.writing(durable=False) as opened:
+            _, others = _lent(opened, by, now)
+            found = next((one for one in chain([*seen], fresh) if one not in others), None)
             opened.run("delete from loans where by = ? or until <= ?", [by, now.isoformat()])
             if found is not None:
                 until = (now + timedelta(minutes=minutes)).isoformat()
@@ -290,15 +350,25 @@ class Journal:
         """Write the journal as it is now to a SQLite file; an empty one writes nothing."""
         self.store.copy(to)
 
+    def news(self, after: int) -> tuple[list[Name], list[Said], list[Shape]]:
+        """Every word of each kind after a number, oldest first, all of one moment."""
+        if not self.store.there():
+            return [], [], []
+        try:
+            with self.store.reading() as opened:
+                return (
+                    _rows(opened, Name, after), _rows(opened, Said, after),
+                    _rows(opened, Shape, after),
+                )  # fmt: skip
+        except (ValueError, TypeError) as error:
+            raise self.store.damaged(str(error)) from error
+
     def _read(self, kind: type[Word], after: int, until: int | None = None) -> list[Word]:
         if not self.store.there():
             return []
-        columns = ", ".join(one.name for one in fields(kind))
-        query = f"select {columns} from {_TABLE[kind]} where number > ? order by number"
-        with self.store.reading() as opened:
-            rows = opened.rows(query, [after])
         try:
-            words = [_word(kind, row) for row in rows]
+            with self.store.reading() as opened:
+                words = _rows(opened, kind, after)
         except (ValueError, TypeError) as error:
             raise self.store.damaged(str(error)) from error
         return [one for one in words if until is None or one.number <= until]
@@ -315,6 +385,27 @@ _TABLE: dict[type[Any], str] = {Name: "names", Said: "labels", Shape: "shapes"}
 def _word(kind: type[Word], row: Sequence[Any]) -> Word:
     *values, at = row
     return kind(*values, at=datetime.fromisoformat(at))
+
+
+def _rows(opened: Connection, kind: type[Word], after: int) -> list[Word]:
+    columns = ", ".join(one.name for one in fields(kind))
+    query = f"select {columns} from {_TABLE[kind]} where number > ? order by number"
+    return [_word(kind, row) for row in opened.rows(query, [after])]
+
+
+def _lent(opened: Connection, by: str, now: datetime) -> tuple[dict[str, str], set[str]]:
+    """Until when a reader has which documents, and those that others have."""
+    query = "select doc_id, by, until from loans where until > ?"
+    rows = opened.rows(query, [now.isoformat()])
+    own = {doc_id: until for doc_id, who, until in rows if who == by}
+    return own, {doc_id for doc_id, who, _ in rows if who != by}
+
+
+def standing(words: Iterable[Shape]) -> list[Shape]:
+    """The newest word about each cluster's shape, without those taken back."""
+    newest = {one.cluster_id: one for one in words}
+    kept = (one for one in newest.values() if one.verb != "leave")
+    return sorted(kept, key=lambda one: one.number)
 
 
 def _add(opened: Connection, kind: type[Word], values: list[Any], by: str) -> Word:
@@ -374,12 +465,23 @@ def cleaned(text: str, what: str, most: int = LONGEST) -> str:
     """
     line = " ".join(clean(text).split())
     if not 1 <= len(line) <= most:
-        shown = f"{line[:24]!r}... ({len(line)} characters)" if line else "nothing"
-        raise ConfigError(
-            f"{what}: found {shown}, expected 1 to {most} characters on one line. Say it again "
-            f"{'shorter' if line else 'with words'}."
-        )
+        raise WordsError(what, line, most)
     return line
+
+
+def label_of(said: str, known: Collection[str], what: str = "label") -> str:
+    """A label as a person says it: one that is there as it is there, a new one cleaned.
+
+    A source may bring labels that no person would be let give, longer or with two blanks in a row;
+    who accepts one must not make another of it. A form changes how lines end, and blanks are easily
+    lost on the way, so those make no difference where only one label is meant.
+    Raises: ConfigError for a new label that cannot be one.
+    """
+    if said in known:
+        return said
+    line = " ".join(clean(said).split())
+    alike = [one for one in known if " ".join(clean(one).split()) == line] if line else []
+    return alike[0] if len(alike) == 1 else cleaned(said, what)
 
 
 def person(by: str) -> str:

@@ -83,10 +83,23 @@ class SqliteStore:
 
     def __init__(self, path: Path):
         self.path = path
+        self._held: sqlite3.Connection | None = None
 
     def there(self) -> bool:
         """Whether anything was ever written."""
         return self.path.exists()
+
+    def hold(self) -> None:
+        """Keep the file open, for a process that asks often.
+
+        Whoever closes a file last writes its log back and removes it, and the next to open it makes
+        it anew: a hundred times the work of reading.
+        """
+        if self._held is None and self.there():
+            with suppress(sqlite3.Error):  # whoever reads it next says what is wrong
+                held = sqlite3.connect(self.path, check_same_thread=False)
+                held.execute("select count(*) from sqlite_schema").fetchone()
+                self._held = held
 
     def last(self) -> int:
         """The number of the newest word, 0 before any."""
@@ -102,10 +115,15 @@ class SqliteStore:
             yield _Sqlite(opened)
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that nobody else writes beside; makes the file where there is none."""
+    def writing(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that nobody else writes beside; makes the file where there is none.
+
+        Args: whether it must outlive a power cut; the disk is not waited for where it need not.
+        """
         self._create()
         with self._opened() as opened, opened:
+            if not durable:
+                opened.execute("pragma synchronous = normal")
             opened.execute("begin immediate")
             yield _Sqlite(opened)
 
@@ -225,6 +243,9 @@ class PostgresStore:
         """The schema is made with the first connection."""
         return True
 
+    def hold(self) -> None:
+        """A connection is kept anyway."""
+
     def last(self) -> int:
         """The number of the newest word, 0 before any."""
         with self.reading() as opened:
@@ -240,10 +261,12 @@ class PostgresStore:
             yield _Postgres(cursor)
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that nobody else writes beside."""
+    def writing(self, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that nobody else writes beside; as of a SQLite file."""
         with self._opened() as cursor:
             opened = _Postgres(cursor)
+            if not durable:
+                opened.run("set local synchronous_commit to off")
             opened.run("select pg_advisory_xact_lock(hashtext(?))", [self._schema])
             yield opened
 

@@ -29,11 +29,14 @@ from .tables import Lake, digest_of
 QUEUES = ("unsure", "surprising", "suspects", "against")
 LONGEST_QUEUE = 2_000
 """Documents of a queue: more than anybody reviews in a day."""
+HARDLY, FAR, FEW = 0.1, 0.02, 20
+"""Share of the documents that may count as unsure, by the smallest margins, and as surprising, by
+the largest distances; of a small night, so many. What abstained or is in no cluster counts too."""
 MAJORITY, LEAST = 0.6, 5
 """Share of a cluster's labelled documents that makes their label the cluster's, of so many."""
 SHOWN = 5
 """Exemplars of a cluster, and labels in it, that a page shows."""
-LAYOUT = 1
+LAYOUT = 2
 """Of the file; another one makes it anew."""
 PIECE = 300
 """Characters of an exemplar."""
@@ -47,14 +50,14 @@ TERM = re.compile(rf"[{CJK}]+|[^\W{CJK}]+")
 TABLES = """
 create table about (key text primary key, value text not null);
 create table docs (id integer primary key, doc_id text not null, lang text, label text, by text,
-    said text, probability real, margin real, cluster_id text, distance real);
+    said text, probability real, margin real, abstained integer, cluster_id text, distance real);
 create table texts (id integer primary key, text text not null);
 create table queues (queue text, place integer, id integer, primary key (queue, place))
     without rowid;
 create virtual table words using fts5(text, content='', prefix='1 2 3');
 create temp table given (doc_id text primary key, label text, by text, at text) without rowid;
-create temp table guesses (doc_id text primary key, label text, probability real, margin real)
-    without rowid;
+create temp table guesses (doc_id text primary key, label text, probability real, margin real,
+    abstained integer) without rowid;
 create temp table places (doc_id text primary key, cluster_id text, distance real, night integer)
     without rowid;
 """
@@ -177,8 +180,8 @@ def _take_in(made: sqlite3.Connection, lake: Lake, published: dict[str, Any], sa
             ((*row[:3], row[3].isoformat(timespec="microseconds")) for row in rows),
         )
     its = pc.field("model_id") == (published["model_id"] or "")
-    for rows in scan("predictions", ["doc_id", "label", "probability", "margin"], its):
-        made.executemany("insert or replace into guesses values (?, ?, ?, ?)", rows)
+    for rows in scan("predictions", ["doc_id", "label", "probability", "margin", "abstained"], its):
+        made.executemany("insert or replace into guesses values (?, ?, ?, ?, ?)", rows)
     number = {row["night"]: row["number"] for row in lake.nights()}
     for rows in scan("assignments", ["doc_id", "cluster_id", "distance", "night"]):
         made.executemany(
@@ -194,7 +197,11 @@ def _join(made: sqlite3.Connection) -> None:
     made.execute("create unique index docs_by_id on docs (doc_id)")
     for table, columns in (
         ("given", "label = one.label, by = one.by"),
-        ("guesses", "said = one.label, probability = one.probability, margin = one.margin"),
+        (
+            "guesses",
+            "said = one.label, probability = one.probability, margin = one.margin, "
+            "abstained = one.abstained",
+        ),
         ("places", "cluster_id = one.cluster_id, distance = one.distance"),
     ):
         made.execute(
@@ -220,12 +227,14 @@ def _fill_queues(made: sqlite3.Connection) -> None:
         "where share >= ? and n >= ?",
         (UNASSIGNED, MAJORITY, LEAST),
     )
+    hardly = _edge(made, "margin", HARDLY, "")
+    far = _edge(made, "distance", FAR, "desc")
     queries = {
         # A label that is missing teaches more than one that is there.
-        "unsure": f"select id from docs where margin is not null and {free} "
+        "unsure": f"select id from docs where (margin <= {hardly} or abstained) and {free} "
         "order by label is not null, margin, id",
-        "surprising": f"select id from docs where distance is not null and {free} "
-        "order by distance desc, id",
+        "surprising": f"select id from docs where (distance >= {far} or cluster_id = "
+        f"'{UNASSIGNED}') and {free} order by distance desc, id",
         # Confident learning (Northcutt et al. 2021): as sure of another class as of its own.
         "suspects": "select id from docs left join sure on sure.label = said where docs.label is "
         f"not null and said <> docs.label and probability >= coalesce(least, 0) and {free} "
@@ -240,6 +249,17 @@ def _fill_queues(made: sqlite3.Connection) -> None:
             f"({query} limit {LONGEST_QUEUE})",
             (queue,),
         )
+
+
+def _edge(made: sqlite3.Connection, column: str, share: float, order: str) -> float:
+    """The value up to which a share of the documents counts, from one end."""
+    [(count,)] = made.execute(f"select count({column}) from docs")
+    row = made.execute(
+        f"select {column} from docs where {column} is not null order by {column} {order} "
+        "limit 1 offset ?",
+        (max(0, min(count, max(FEW, round(share * count))) - 1),),
+    ).fetchone()
+    return row[0] if row else 0.0
 
 
 def _classes(made: sqlite3.Connection) -> list[str]:

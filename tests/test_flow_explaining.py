@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from conftest import TOPICS, House, rows
 from test_cli_help import call
 
+from flows.explaining import explained, write_picture
 from nightshift.erasure import Forgotten
+from nightshift.pipeline import load_settings
 
 READERS = {"ann": "chess", "bob": "cooking", "cid": "sailing"}
 
@@ -45,6 +48,20 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> House:
 def asked(house: House, *arguments: str) -> tuple[int, str, str]:
     command, *rest = arguments
     return call(command, house.name, *rest, "--config", str(house.config))
+
+
+def test_an_id_with_a_slip_of_the_pen_is_told_to_be_taken_as_a_text(worked: House) -> None:
+    told = "no document that has a vector has the id 'a-99999': it was taken as a text"
+    assert asked(worked, "similar", "a-99999")[1].splitlines()[0] == told
+    for other in ("a-0", "the pawn and a rook"):
+        assert "taken as a text" not in asked(worked, "similar", other)[1]
+
+
+def test_a_picture_says_that_the_model_abstained(worked: House, tmp_path: Path) -> None:
+    found = explained(load_settings(worked.config), worked.name, "the pawn and a rook")[1]
+    for abstained in (True, False):
+        line = write_picture(replace(found, abstained=abstained), tmp_path / "why.svg")
+        assert ("abstained" in line) == abstained
 
 
 # --- explain ----------------------------------------------------------------------------------

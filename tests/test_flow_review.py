@@ -213,6 +213,8 @@ def test_labels_that_go_out_come_in_again_with_who_said_them(
     docs = [row["doc_id"] for row in house.table("documents")]
     journal(house).say_label(docs[0], "银行", None, "unsure", "ada")
     journal(house).say_label(docs[1], 'a "b", c', None, "unsure", "bob")
+    journal(house).say_label(docs[2], None, "chess", "unsure", "bob")
+    journal(house).say_label(docs[3], "=cmd|' /C calc'!A0", None, "unsure", "bob")
     before = said(house)
     ending = {"csv": ".csv", "jsonl": ".jsonl"}.get(form, ".json")
     file = tmp_path / f"labels{ending}"
@@ -220,7 +222,7 @@ def test_labels_that_go_out_come_in_again_with_who_said_them(
     shutil.rmtree(tmp_path / worked.name)
     shutil.copytree(worked.folder, house.folder)
     [line] = bring_in(house, file)
-    assert "2 labels" in line
+    assert "4 labels" in line
     assert said(house) == before
     assert "0 of them new" in bring_in(house, file)[0]
 
@@ -256,6 +258,41 @@ def test_what_label_studio_and_argilla_export_is_read(house: House, tmp_path: Pa
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
         bring_in(house, tmp_path / f"{name}.json", by="eve")
     assert said(house) == {one["doc_id"]: ("galley", "eve"), three["doc_id"]: ("galley", "eve")}
+
+
+def test_a_cell_left_blank_says_nothing_and_is_counted(house: House, tmp_path: Path) -> None:
+    one, two, three = (row["doc_id"] for row in house.table("documents")[:3])
+    file = tmp_path / "labels.csv"
+    file.write_text(f"doc_id,label\n{one},galley\n{two},\n{three},(no class)\n,  \n")
+    lines = bring_in(house, file, by="ada")
+    assert "2 labels" in lines[0]
+    assert lines[1].startswith("2 rows have no label")
+    assert said(house) == {one: ("galley", "ada"), three: (None, "ada")}
+    file = tmp_path / "labels.jsonl"
+    file.write_text(f'{{"doc_id": "{one}", "label": null}}\n')
+    assert "1 rows have no label" in bring_in(house, file, by="ada")[1]
+    assert said(house)[one] == ("galley", "ada")
+
+
+def test_no_cell_of_a_file_of_labels_is_a_formula(house: House) -> None:
+    doc = house.table("documents")[0]["doc_id"]
+    journal(house).say_label(doc, '=HYPERLINK("http://evil")', None, "unsure", "ada")
+    out = "".join(export_labels(load_settings(house.config), house.name, "csv"))
+    assert "\"'=HYPERLINK" in out
+    assert '"=HYPERLINK' not in out
+
+
+def test_a_label_of_the_source_comes_in_as_the_source_has_it(
+    tmp_path: Path, worked: House, house: House
+) -> None:
+    long = "a  label " + "x" * 90
+    house.drop("odd.jsonl", [{"text": "a text with an odd label", "label": long}])
+    house.work("n2")
+    doc = house.table("documents")[0]["doc_id"]
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps({"doc_id": doc, "label": long, "by": "ada"}))
+    bring_in(house, file)
+    assert said(house)[doc] == (long, "ada")
 
 
 def test_an_unknown_document_is_told_and_kept_for_later(house: House, tmp_path: Path) -> None:

@@ -230,6 +230,74 @@ def test_no_label_of_several_processes_is_lost_or_read_too_late(place: tuple[str
         assert seen >= last
 
 
+# --- labels that are there, circles, files ------------------------------------------------------
+
+
+def test_a_label_that_is_there_is_taken_as_it_is_and_a_new_one_is_cleaned(journal: Journal) -> None:
+    long, blanks = "x" * 90, "New  York"
+    known = {long, blanks, "two\nlines"}
+    for said, kept in [
+        (long, long), (blanks, blanks), ("New York ", blanks), ("two\r\nlines", "two\nlines"),
+        ("Lost  cards ", "Lost cards"),
+    ]:  # fmt: skip
+        assert journal.say_label("d1", said, None, "unsure", "ada", known).label == kept
+    assert journal.say_label("d2", "y" * 90, "y" * 90, "unsure", "ada").label == "y" * 90
+    assert journal.say_name("c-0001", "Cards", blanks, "ada", known).class_name == blanks
+    with pytest.raises(ConfigError, match="expected 1 to 80 characters"):
+        journal.say_label("d1", "z" * 81, None, "unsure", "ada", known)
+    # Where blanks alone tell two labels apart, nobody guesses which was meant.
+    assert journal.say_label("d3", "a   b", None, "unsure", "ada", {"a b", "a  b"}).label == "a b"
+
+
+def test_what_came_in_a_file_is_not_taken_back_on_the_page(journal: Journal) -> None:
+    journal.say_label("d1", "lost", None, "unsure", "bob")
+    journal.say_labels([("d2", "lost", None), ("d3", "lost", None)], "import", "bob")
+    word = journal.undo("bob")
+    assert word is not None
+    assert word.doc_id == "d1"
+    assert journal.undo("bob") is None
+
+
+def test_mergers_that_would_go_round_in_a_circle_are_refused(journal: Journal) -> None:
+    journal.merge("c-0001", "c-0002", by="ada")
+    journal.merge("c-0002", "c-0003", by="bob")
+    for one, other in (("c-0002", "c-0001"), ("c-0003", "c-0001"), ("c-0003", "c-0002")):
+        with pytest.raises(ConfigError, match=r"goes into .* already \(said by .*no circle"):
+            journal.merge(one, other, by="eve")
+    assert len(journal.shapes()) == 2
+    # Into another instead, or back after it was left, is fine; and so is what a night has made.
+    journal.leave("c-0001", by="ada")
+    journal.merge("c-0002", "c-0001", by="bob")
+    read = journal.last()
+    assert journal.merge("c-0001", "c-0002", by="ada", after=read).other == "c-0002"
+
+
+def test_forgetting_leaves_no_trace_in_a_file_that_is_kept_open(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.store.hold()  # nothing is there yet
+    journal.say_label("doc-to-forget", "secret", None, "unsure", "ada")
+    journal.store.hold()
+    journal.say_label("doc-to-forget", "secret two", None, "unsure", "bob")
+    assert (tmp_path / "journal.sqlite-wal").exists()
+    assert journal.erase(["doc-to-forget"]) == 2
+    for path in tmp_path.iterdir():
+        assert b"doc-to-forget" not in path.read_bytes()
+    assert journal.said() == []
+
+
+def test_a_loan_that_still_holds_is_not_written_again(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert journal.lend(["d1"], "ada", 10) == "d1"
+
+    def none(durable: bool = True) -> object:
+        raise AssertionError("nothing needs to be written")
+
+    monkeypatch.setattr(journal.store, "writing", none)
+    assert journal.lend(["d1", "d2"], "ada", 10) == "d1"
+    assert journal.lend(["d1"], "bob", 10) is None
+
+
 # --- Postgres alone -----------------------------------------------------------------------------
 
 

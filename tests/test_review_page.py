@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import socket
@@ -20,8 +21,8 @@ from conftest import House, rows, texts
 
 from flows.access import Door, add_user, door_of, matches, parsed
 from flows.clusters import past_of
-from flows.review_pages import HEADERS, build_app, strings
-from flows.reviewing import Review
+from flows.review_pages import HEADERS, build_app
+from flows.reviewing import Review, alike, strings
 from nightshift.errors import ConfigError
 from nightshift.journal import Journal
 from nightshift.pipeline import load_settings
@@ -50,12 +51,15 @@ class Site:
 
 
 @contextmanager
-def served(house: House, users: Path | None = None) -> Iterator[Site]:
+def served(
+    house: House, users: Path | None = None, login: str = "ada", port: int = 0
+) -> Iterator[Site]:
     """The page of a house, with the index made in a process of its own."""
     settings = load_settings(house.config)
     review = Review(settings, house.name, house.config)
-    door = door_of("127.0.0.1", None, users, "ada")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    keep = review.shelf.folder / "review.key"
+    door = door_of("127.0.0.1", None, users, login, house.name, keep)
+    with socket.create_server(("127.0.0.1", port)) as listening:
         server = uvicorn.Server(uvicorn.Config(build_app(review, door), log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -114,10 +118,31 @@ def post(client: httpx.Client, path: str, page: str, **form: str) -> httpx.Respo
     return client.post(path, data={"token": token(page), **form})
 
 
+@contextmanager
+def browser_of(site: Site, name: str) -> Iterator[httpx.Client]:
+    """The browser of somebody who has said who they are."""
+    with httpx.Client(base_url=site.url, headers={"Origin": site.url}) as found:
+        assert post(found, "/settings", found.get("/").text, name=name).status_code == 303
+        yield found
+
+
 @pytest.fixture
 def client(site: Site) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=site.url, headers={"Origin": site.url}) as found:
+    with browser_of(site, "ada") as found:
         yield found
+
+
+def jar(client: httpx.Client) -> dict[str, str]:
+    """Cookies by name; their newest values."""
+    return {one.name: one.value or "" for one in client.cookies.jar}
+
+
+def fields(page: str, button: str) -> dict[str, str]:
+    """What the form sends whose button says something."""
+    forms = re.findall(r"<form.*?</form>", page, re.DOTALL)
+    found = next(one for one in forms if re.search(button, one))
+    pairs = re.findall(r'name="([^"]+)" value="([^"]*)"', found)
+    return {name: html.unescape(value) for name, value in pairs}
 
 
 def doc_of(page: str) -> str:
@@ -216,6 +241,277 @@ def test_hostile_documents_are_shown_as_text(site: Site, client: httpx.Client, t
         assert "<script>document" not in client.get(path).text
 
 
+# --- no word is lost --------------------------------------------------------------------------
+
+
+def test_a_second_page_on_another_port_costs_the_first_no_word(fresh: House) -> None:
+    with served(fresh) as one, served(fresh) as two, browser_of(one, "ada") as client:
+        page = client.get("/review").text
+        # One browser: it sends its cookies to every port.
+        with httpx.Client(
+            base_url=two.url, headers={"Origin": two.url}, cookies=jar(client)
+        ) as other:
+            post(other, "/settings", other.get("/").text, name="ada")
+            brought = jar(other)
+        client.cookies = httpx.Cookies(brought)
+        doc = doc_of(page)
+        done = post(client, "/say", page, doc=doc, do="label", label="baking", queue="unsure")
+        assert done.headers["location"] == "/review?queue=unsure"
+        assert [(word.doc_id, word.label) for word in one.journal.said()] == [(doc, "baking")]
+
+
+def test_a_form_that_was_open_while_the_page_was_restarted_is_still_good(fresh: House) -> None:
+    with served(fresh) as site, browser_of(site, "bob") as client:
+        page, port = client.get("/review").text, int(site.url.rpartition(":")[2])
+        key = site.review.shelf.folder / "review.key"
+        assert key.stat().st_mode & 0o777 == 0o600
+        client.close()
+        cookies = jar(client)
+    with (
+        served(fresh, port=port) as site,
+        httpx.Client(base_url=site.url, headers={"Origin": site.url}, cookies=cookies) as client,
+    ):
+        done = post(client, "/say", page, doc=doc_of(page), do="label", label="baking")
+        assert done.status_code == 303
+        assert [word.by for word in site.journal.said()] == ["bob"]
+
+
+def test_a_form_whose_session_has_ended_is_not_noted_and_need_only_be_sent_again(
+    site: Site, client: httpx.Client
+) -> None:
+    page = client.get("/review").text
+    doc = doc_of(page)
+    form = {"doc": doc, "do": "label", "label": "so & <so>", "queue": "suspects"}
+    for name in [one for one in client.cookies if one != "nightshift_reviewer"]:
+        client.cookies.delete(name)
+    told = post(client, "/say", page, **form)
+    assert told.status_code == 403
+    assert strings()["en"]["not_noted"] in told.text
+    assert site.journal.said() == []
+    again = fields(told.text, "Say it again")
+    assert {key: again[key] for key in form} == form
+    assert client.post("/say", data=again).status_code == 303
+    [word] = site.journal.said()
+    assert (word.doc_id, word.label, word.by) == (doc, "so & <so>", "ada")
+
+
+def test_a_form_whose_session_has_ended_survives_signing_in(fresh: House, users: Path) -> None:
+    with (
+        served(fresh, users) as site,
+        httpx.Client(base_url=site.url, headers={"Origin": site.url}) as client,
+    ):
+        form = {"doc": site.review.index.queues["unsure"][0], "do": "none", "queue": "unsure"}
+        told = client.post("/say", data={**form, "token": "of yesterday"})
+        assert told.status_code == 403
+        sign_in = {**fields(told.text, "Sign in"), "name": "bob", "password": PASSWORD}
+        back = client.post("/signin", data=sign_in)
+        assert client.post("/say", data=fields(back.text, "Say it again")).status_code == 303
+        [word] = site.journal.said()
+        assert (word.doc_id, word.label, word.by) == (form["doc"], None, "bob")
+        # Nobody is sent to another site from here.
+        for to in ("//evil", "https://evil", "/\\evil"):
+            gone = client.post("/signin", data={"name": "bob", "password": PASSWORD, "to": to})
+            assert gone.headers["location"] == "/"
+
+
+def test_a_word_is_noted_when_a_night_has_ended_the_cluster_under_review(
+    site: Site, client: httpx.Client
+) -> None:
+    cluster_id = next(iter(site.review.index.clusters))
+    page = client.get("/review", params={"queue": f"cluster {cluster_id}"}).text
+    form = {"doc": doc_of(page), "do": "label", "label": "baking"}
+    site.review.index.clusters.pop(cluster_id)
+    done = post(client, "/say", page, queue=f"cluster {cluster_id}", **form)
+    assert done.status_code == 303
+    assert [word.label for word in site.journal.said()] == ["baking"]
+    shown = client.get(done.headers["location"])
+    assert shown.status_code == 200
+    assert strings()["en"]["queue_gone"] in shown.text
+    # Nor does a queue that never was cost a word.
+    page = client.get("/review").text
+    post(client, "/say", page, doc=doc_of(page), do="label", label="baking", queue="import")
+    assert [word.queue for word in site.journal.said()] == [f"cluster {cluster_id}", "unsure"]
+
+
+@pytest.mark.parametrize("queue", ["import", "foo", "", "cluster c-9999", "cluster"])
+def test_a_queue_that_is_not_there_becomes_the_unsure_ones(
+    site: Site, client: httpx.Client, queue: str
+) -> None:
+    doc = site.review.index.queues["unsure"][-1]
+    for asked in ({"queue": queue}, {"queue": queue, "doc": doc}, {"queue": queue, "whole": "abc"}):
+        page = client.get("/review", params=asked)
+        assert (page.status_code, fields(page.text, "Skip")["queue"]) == (200, "unsure")
+
+
+def test_undo_leaves_what_came_in_a_file(site: Site, client: httpx.Client) -> None:
+    doc = site.review.index.queues["unsure"][0]
+    site.journal.say_labels([(doc, "chess", None)], "import", "ada")
+    done = post(client, "/undo", client.get("/review").text, queue="unsure")
+    assert "nothing_to_undo" in done.headers["location"]
+    assert client.get(done.headers["location"]).status_code == 200
+    assert [word.kind for word in site.journal.said()] == ["label"]
+
+
+# --- who it is --------------------------------------------------------------------------------
+
+
+def test_everybody_on_the_loopback_is_asked_once_who_they_are(site: Site) -> None:
+    with httpx.Client(base_url=site.url, headers={"Origin": site.url}) as client:
+        asked = client.get("/review?queue=against")
+        form = fields(asked.text, "Go on")
+        assert (form["name"], form["to"]) == ("ada", "/review?queue=against")
+        done = client.post("/settings", data={**form, "name": "Zoë 王"})
+        assert done.headers["location"] == "/review?queue=against"
+        assert client.get("/review").status_code == 200
+        named = next(one for one in done.headers.get_list("set-cookie") if "reviewer=" in one)
+        assert "samesite=lax" in named.lower()
+        # A new session, some other day, is theirs.
+        for name in [one for one in client.cookies if one != "nightshift_reviewer"]:
+            client.cookies.delete(name)
+        assert 'value="Zoë 王"' in client.get("/").text
+        bad = post(client, "/settings", client.get("/").text, name="source")
+        assert bad.status_code == 400
+
+
+def test_two_people_of_one_name_are_shown_two_documents_and_one_keeps_theirs(site: Site) -> None:
+    with browser_of(site, "ada") as one, browser_of(site, "ada") as two:
+        first, second = doc_of(one.get("/review").text), doc_of(two.get("/review").text)
+        assert first != second
+        assert doc_of(one.get("/review").text) == first
+        assert strings()["en"]["seen"] in two.get("/review", params={"doc": first}).text
+        assert strings()["en"]["seen"] not in one.get("/review", params={"doc": first}).text
+
+
+def test_a_new_name_leaves_forms_that_are_open_good(site: Site, client: httpx.Client) -> None:
+    page = client.get("/review").text
+    post(client, "/settings", page, name="eve")
+    post(client, "/say", page, doc=doc_of(page), do="none", queue="unsure")
+    assert [word.by for word in site.journal.said()] == ["eve"]
+
+
+def test_a_link_on_another_site_replaces_no_session(site: Site, client: httpx.Client) -> None:
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    with httpx.Client(base_url=site.url, headers=elsewhere) as other:  # Strict cookies stay home
+        shown = other.get("/review?queue=against&doc=x")
+        assert shown.status_code == 200
+        assert "set-cookie" not in shown.headers
+        to = html.unescape(re.findall(r'content="0; url=([^"]+)"', shown.text)[0])
+    assert to == "/review?queue=against&doc=x&here=1"
+    doc = site.review.index.queues["unsure"][0]
+    assert client.get(f"/review?queue=unsure&doc={doc}&here=1").status_code == 200
+
+
+# --- labels as they are, and slips of the pen ---------------------------------------------------
+
+
+def test_a_label_of_the_source_is_accepted_as_the_source_has_it(
+    site: Site, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = "two  blanks, two\nlines " + "x" * 90
+    about = {**site.review.index.about, "classes": [*site.review.index.about["classes"], odd]}
+    monkeypatch.setattr(site.review.index, "about", about)
+    page = client.get("/review").text
+    # A browser sends line ends as forms do.
+    form = {"doc": doc_of(page), "do": "label", "label": odd.replace("\n", "\r\n")}
+    assert post(client, "/say", page, queue="unsure", **form).status_code == 303
+    assert [word.label for word in site.journal.said()] == [odd]
+
+
+@pytest.mark.parametrize("typed", ["Chess", "ches", "chesss", "ＣＨＥＳＳ", "chses"])
+def test_a_slip_of_the_pen_makes_no_class_before_it_was_asked(
+    site: Site, client: httpx.Client, typed: str
+) -> None:
+    page = client.get("/review").text
+    form = {"doc": doc_of(page), "do": "label", "label": typed, "queue": "unsure"}
+    asked = post(client, "/say", page, **form)
+    assert asked.status_code == 409
+    assert site.journal.said() == []
+    client.post("/say", data=fields(asked.text, "Yes:"))
+    client.post("/say", data=fields(asked.text, "No, a new class"))
+    assert [word.label for word in site.journal.said()] == ["chess", typed]
+    # It is a class now, and nobody is asked again.
+    page = client.get("/review").text
+    assert post(client, "/say", page, **{**form, "doc": doc_of(page)}).status_code == 303
+
+
+def test_names_are_alike_or_not() -> None:
+    known = ["card", "cat", "银行卡", "转账"]
+    assert alike("Card", known) == "card"
+    assert alike("cards", known) == "card"
+    assert alike("CAT", known) == "cat"
+    for other in ("car t", "cut", "银行", "付账", "lost card"):
+        assert alike(other, known) is None
+
+
+def test_a_class_of_a_cluster_is_asked_about_kept_and_taken_back(
+    site: Site, client: httpx.Client
+) -> None:
+    cluster_id = next(iter(site.review.index.clusters))
+    page = client.get("/clusters").text
+    form = {"id": cluster_id, "do": "name", "name": "Openings"}
+    asked = post(client, "/cluster", page, **form, **{"class": "Chess"})
+    assert asked.status_code == 409
+    client.post("/cluster", data=fields(asked.text, "Yes:"))
+    assert site.journal.names()[cluster_id].class_name == "chess"
+    post(client, "/cluster", page, **{**form, "name": "Gambits"})
+    assert site.journal.names()[cluster_id].class_name == "chess"
+    assert strings()["en"]["examples_of"] in client.get("/clusters").text
+    post(client, "/cluster", page, **form, **{"class": ""})
+    word = site.journal.names()[cluster_id]
+    assert (word.name, word.class_name) == ("Openings", None)
+    assert strings()["en"]["examples_of"] not in client.get("/clusters").text
+
+
+def test_a_circle_of_mergers_is_refused_in_the_reader_s_language(
+    site: Site, client: httpx.Client
+) -> None:
+    one, two, *_ = site.review.index.clusters
+    page = client.get("/clusters").text
+    assert post(client, "/cluster", page, id=one, do="merge", other=two).status_code == 303
+    refused = post(client, "/cluster", page, id=two, do="merge", other=one)
+    assert (refused.status_code, "no circle" in refused.text) == (400, True)
+    client.cookies.set("lang", "zh")
+    told = [
+        post(client, "/cluster", page, id=two, do="merge", other=one),
+        post(client, "/cluster", page, id=one, do="merge", other=one),
+        post(client, "/cluster", page, id=one, do="split", parts="99"),
+        post(client, "/cluster", page, id=one, do="name", name=""),
+        post(client, "/cluster", page, id="c-9999", do="split"),
+        post(client, "/say", page, doc="nobody", do="none"),
+        post(client, "/say", page, doc="nobody", do="dance"),
+    ]
+    for answer in told:
+        message = re.findall(r'role="alert">([^<]+)', answer.text)[0]
+        assert answer.status_code == 400
+        assert re.search("[\u4e00-\u9fff]", message), message
+        assert "expected" not in message
+
+
+def test_queues_hold_what_deserves_a_look_and_not_everything(site: Site) -> None:
+    index = site.review.index
+    everything = index.about["documents"]
+    assert 0 < len(index.queues["unsure"]) < everything / 2
+    assert 0 < len(index.queues["surprising"]) < everything / 2
+    abstained = {row["doc_id"] for row in site.house.table("predictions") if row["abstained"]}
+    assert abstained <= {*index.queues["unsure"]}
+
+
+def test_the_newest_night_s_page_is_one_click_away_and_runs_only_its_own_script(
+    site: Site, client: httpx.Client
+) -> None:
+    assert 'href="/report"' in client.get("/").text
+    page = client.get("/report")
+    assert page.status_code == 200
+    assert "n1" in page.text
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'sha256-" in policy
+    assert policy.endswith("frame-ancestors 'none'")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    (site.house.folder / "reports" / site.house.name / "n1.html").unlink()
+    assert 'href="/report"' not in client.get("/").text
+    assert client.get("/report").status_code == 404
+
+
 # --- safety -----------------------------------------------------------------------------------
 
 
@@ -260,7 +556,6 @@ def test_a_document_that_is_not_there_and_a_wrong_form_are_told(
         {"doc": "nobody", "do": "label", "label": "x", "queue": "unsure"},
         {"doc": doc_of(page), "do": "label", "label": "", "queue": "unsure"},
         {"doc": doc_of(page), "do": "dance", "queue": "unsure"},
-        {"doc": doc_of(page), "do": "label", "label": "x", "queue": "nowhere"},
     ):
         answer = post(client, "/say", page, **form)
         assert (answer.status_code, 'role="alert"' in answer.text) == (400, True)
@@ -298,7 +593,8 @@ def test_who_guesses_passwords_has_to_wait(fresh: House, users: Path) -> None:
         httpx.Client(base_url=site.url, headers={"Origin": site.url}) as client,
     ):
         assert client.get("/").headers["location"] == "/signin"
-        assert client.get("/review").headers["location"] == "/signin"
+        asked = client.get("/review?queue=against").headers["location"]
+        assert asked == "/signin?to=%2Freview%3Fqueue%3Dagainst"
         for _ in range(5):
             wrong = client.post("/signin", data={"name": "ada", "password": "guess"})
             assert wrong.status_code == 403
@@ -349,6 +645,16 @@ def signed_in(browser: Any, site: Site, name: str, **options: Any) -> Any:
     page.fill("input[name=password]", PASSWORD)
     page.click("main button")
     page.wait_for_selector(".cards")
+    return page
+
+
+def introduced(browser: Any, site: Site, **options: Any) -> Any:
+    """A page of somebody who has said who they are, where no password is asked for."""
+    page = browser.new_context(**options).new_page()
+    page.set_default_timeout(20_000)
+    page.goto(site.url)
+    with page.expect_navigation():
+        page.click("main button")
     return page
 
 
@@ -434,7 +740,7 @@ def test_hostile_documents_do_no_harm_in_a_browser(
 ) -> None:
     with served(worked) as site:
         doc = next(row for row in worked.table("documents") if row["text"][:9] == text[:9])
-        page = chromium.new_context(viewport={"width": 390, "height": 800}).new_page()
+        page = introduced(chromium, site, viewport={"width": 390, "height": 800})
         page.goto(f"{site.url}/review?queue=unsure&doc={doc['doc_id']}&whole=1")
         assert "owned" not in page.title()
         assert page.locator("article script, article b").count() == 0
@@ -451,8 +757,7 @@ def test_hostile_documents_do_no_harm_in_a_browser(
 
 def test_language_and_theme_are_chosen_and_kept(chromium: Any, worked: House) -> None:
     with served(worked) as site:
-        page = chromium.new_context(color_scheme="light", locale="en-GB").new_page()
-        page.goto(site.url)
+        page = introduced(chromium, site, color_scheme="light", locale="en-GB")
         ground = "getComputedStyle(document.documentElement).backgroundColor"
         light = page.evaluate(ground)
         with page.expect_navigation():

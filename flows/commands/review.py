@@ -71,8 +71,10 @@ def review(
         typer.echo(f"{users}: {add_user} may sign in.")
         return
     from flows.review_pages import serve_review
+    from nightshift.queues import index_folder
 
-    door = door_of(host, url, users, person(by or login()))
+    keep = index_folder(settings.lake, pipeline, settings.reports) / "review.key"
+    door = door_of(host, url, users, person(by or login()), pipeline, keep)
     serve_review(settings, pipeline, config.resolve(), door, host, port)
 
 
@@ -92,7 +94,8 @@ def labels(
 ) -> None:
     """Write people's labels to a file, or read them from one: CSV, JSONL, Label Studio, Argilla.
 
-    What is read stands in the journal at once, all or nothing; the next night learns it. Rows of
+    What is read stands in the journal at once, all or nothing; the next night learns it. A row
+    without a label says nothing; a document of no class has the label `(no class)`. Rows of
     documents that are not there are told, and kept in a file beside.
 
     Example: nightshift labels export headlines --format label-studio
