@@ -36,6 +36,8 @@ OTHERS = ("tune", "replay")
 OPEN = ["RUNNING", "PENDING", "CANCELLING"]
 SILENT = timedelta(hours=1)
 """A run that holds no lease, or that a worker took and did not begin, is lost after so long."""
+SETTLED = timedelta(seconds=10)
+"""What Prefect's server hears of tasks it writes down a moment later."""
 PAGE = 200
 LABEL = "nightshift.process"
 WORDS = "its process died; another run finishes the night"
@@ -51,15 +53,18 @@ def begin(run: str) -> None:
     from prefect.client.orchestration import get_client
 
     open_ones: list[FlowRun] = []
+    forgotten: list[FlowRun] = []
 
     def look() -> None:
         with get_client(sync_client=True) as api:
             api.update_flow_run_labels(UUID(run), {LABEL: _this()})
             open_ones[:] = _open_runs(api)
+            forgotten[:] = _with_open_tasks(api)
 
     _asked(look)
-    for one in open_ones:
-        if str(one.id) != run and _is_dead(str(one.labels.get(LABEL, ""))):
+    dead = [one for one in open_ones if _is_dead(str(one.labels.get(LABEL, "")))]
+    for one in [*dead, *forgotten]:
+        if str(one.id) != run:
             bury(str(one.id))
     if not os.environ.get("PREFECT_API_URL"):
         reap_servers()
@@ -129,13 +134,16 @@ def left_running(pipeline: str) -> list[tuple[str, str, str]]:
         with get_client(sync_client=True) as api:
             runs = _open_runs(api, [*NIGHTS, *OTHERS])
             flows = {one: api.read_flow(one).name for one in {run.flow_id for run in runs}}
+            ended = _with_open_tasks(api)
     except (PrefectException, HTTPError, RuntimeError) as error:  # the last where none starts
         raise PassingError(f"Prefect did not answer: {error or type(error).__name__}") from error
-    of_it = [run for run in runs if run.parameters.get("pipeline") == pipeline]
-    return [
-        (str(run.id), run.name, run.state.name.lower() if run.state and run.state.name else "open")
-        for run in of_it if _is_left(run, flows[run.flow_id] in NIGHTS)
+    left = [
+        (run, run.state.name.lower() if run.state and run.state.name else "open")
+        for run in runs if _is_left(run, flows[run.flow_id] in NIGHTS)
     ]  # fmt: skip
+    left += [(run, "ended with a task that runs") for run in ended]
+    return [(str(run.id), run.name, words) for run, words in left
+            if run.parameters.get("pipeline") == pipeline]  # fmt: skip
 
 
 def _open_runs(api: SyncPrefectClient, flows: list[str] | None = None) -> list[FlowRun]:
@@ -152,6 +160,22 @@ def _open_runs(api: SyncPrefectClient, flows: list[str] | None = None) -> list[F
         if len(page) < PAGE:
             break
     return found
+
+
+def _with_open_tasks(api: SyncPrefectClient) -> list[FlowRun]:
+    """Flow runs that have ended, with tasks that have not: the server's database was away when it
+    heard of their end, and nobody tells it twice."""
+    from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+
+    final = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}}
+    tasks = api.read_task_runs(
+        flow_run_filter=FlowRunFilter.model_validate(final),
+        task_run_filter=TaskRunFilter.model_validate({"state": {"type": {"any_": OPEN}}}),
+        limit=PAGE,
+    )
+    found = [api.read_flow_run(one) for one in {task.flow_run_id for task in tasks} if one]
+    before = datetime.now(UTC) - SETTLED
+    return [run for run in found if run.end_time is not None and run.end_time < before]
 
 
 def _is_left(run: FlowRun, holds_lease: bool) -> bool:
