@@ -42,7 +42,7 @@ restore() {
   local from=$1
   (cd "$from" && sha256sum --check --quiet SHA256SUMS) || fail "$from is damaged; nothing was changed."
   [ -z "$(compose --profile gpu --profile review ps --quiet --status running prefect mlflow cpu gpu review)" ] ||
-    fail "Nightshift is running: restore is for an empty engine. \`docker compose down\` first."
+    fail "Nightshift is running: restore is for an empty engine. \`docker compose --profile '*' down\` first."
   [ -z "$(compose run --rm -T state find /data /artifacts -mindepth 1 -print -quit)" ] ||
     fail "the volumes are not empty, and nothing is overwritten. Remove them first, or use another engine."
   compose up --detach --wait postgres

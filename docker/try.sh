@@ -118,7 +118,7 @@ await 900 "n1:published n2:published"
 say "another worker finished n2; no run is left open"
 
 before="$(texts documents) $(texts predictions) $(in_house nightshift champion try | sha256sum)"
-quietly docker compose down
+quietly docker compose --profile '*' down
 quietly docker compose up --detach --wait
 [ "$(texts documents) $(texts predictions) $(in_house nightshift champion try | sha256sum)" = "$before" ] || fail "down and up lost something"
 say "down and up lost nothing"
@@ -126,7 +126,7 @@ say "down and up lost nothing"
 quietly ./state.sh backup "$work/backup"
 say "backed up: $(du -sh "$work/backup" | cut -f1)"
 ! ./state.sh restore "$work/backup" 2> "$work/log" || fail "restore went over a running Nightshift"
-quietly docker compose down --volumes
+quietly docker compose --profile '*' down --volumes
 quietly ./state.sh restore "$work/backup"
 [ "$(texts documents) $(texts predictions) $(in_house nightshift champion try | sha256sum)" = "$before" ] || fail "the restored tables are others"
 say "destroyed, restored: every document, every answer and the champion are the same"
