@@ -106,17 +106,25 @@ def bury(run: str | None) -> None:
     _asked(close)
 
 
-def _asked(doing: Callable[[], None]) -> None:
+def _asked(doing: Callable[[], None]) -> Exception | None:
     """Ask Prefect, and again where it fails: after its database was away it answers 500 for a
-    while. In the end whoever comes next asks."""
+    while. In the end whoever comes next asks.
+
+    Returns: what it said last, where it never answered.
+    """
     from httpx import HTTPError
     from prefect.exceptions import PrefectException
 
+    said: Exception | None = None
     for pause in AGAIN_SECONDS:
         time.sleep(pause)
-        with suppress(PrefectException, HTTPError, OSError, ValueError):
+        try:
             doing()
-            return
+        except (PrefectException, HTTPError, OSError, ValueError, RuntimeError) as error:
+            said = error  # the last where none starts
+        else:
+            return None
+    return said
 
 
 def left_running(pipeline: str) -> list[tuple[str, str, str]]:
@@ -126,16 +134,20 @@ def left_running(pipeline: str) -> list[tuple[str, str, str]]:
     none of them; nor is one of another machine that may just have begun.
     Raises: PassingError when Prefect does not answer.
     """
-    from httpx import HTTPError
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectException
 
-    try:
+    runs: list[FlowRun] = []
+    ended: list[FlowRun] = []
+    flows: dict[UUID, str] = {}
+
+    def look() -> None:
         with get_client(sync_client=True) as api:
-            runs = _open_runs(api, [*NIGHTS, *OTHERS])
-            flows = {one: api.read_flow(one).name for one in {run.flow_id for run in runs}}
-            ended = _with_open_tasks(api)
-    except (PrefectException, HTTPError, RuntimeError) as error:  # the last where none starts
+            runs[:] = _open_runs(api, [*NIGHTS, *OTHERS])
+            flows.update({one: api.read_flow(one).name for one in {run.flow_id for run in runs}})
+            ended[:] = _with_open_tasks(api)
+
+    error = _asked(look)
+    if error is not None:
         raise PassingError(f"Prefect did not answer: {error or type(error).__name__}") from error
     left = [
         (run, run.state.name.lower() if run.state and run.state.name else "open")

@@ -644,6 +644,8 @@ LINES = {
 """How the digest's lines begin, in Chinese."""
 
 REASONS: tuple[tuple[str, str], ...] = (
+    (r"(.*) \(both were judged by code (\S+); the champion's version was made by (\S+), and serves with that\)",
+     "{0}（双方均由代码 {1} 评判；冠军版本由 {2} 制成，并以其应答）"),
     (r"(.*); but (.*)", "{0}；但{1}"),
     (r"(accuracy|macro-F1) (\S+) against (\S+) on (\d+) gate rows \(lead (\S+), 95% interval (\S+) to "
      r"(\S+); (\d+) rows won, (\d+) lost, p (\S+)\)",
@@ -653,11 +655,19 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"the challenger is not proved better", "未能证明挑战者更好"),
     (r"the challenger is proved not worse", "挑战者经证明不更差"),
     (r"the challenger is not proved not worse", "未能证明挑战者不更差"),
-    (r"the challenger is better: (.*)", "挑战者更好：{0}"),
-    (r"the challenger is worse on the (\d+) gate rows of classes that both know \((\S+)\), although (.*)",
-     "在双方都认识的类别的 {0} 行把关数据上，挑战者更差（{1}），尽管{2}"),
-    (r"it knows (.*), which the champion does not; (.*)", "它认识冠军不认识的 {0}；{1}"),
-    (r"it knows (.*), which the champion does not", "它认识冠军不认识的 {0}"),
+    (r"the challenger is (worse|not worse|not proved to be no worse) on the (\d+) gate rows of classes that "
+     r"both know \(lead (\S+), 95% interval (\S+) to (\S+)\), (?:and|although it) knows (.*), which the "
+     r"champion does not \((.*?)\); (.*)",
+     "在双方都认识的类别的 {1} 行把关数据上（领先 {2}，95% 区间 {3} 至 {4}），挑战者{0}；"
+     "它认识冠军不认识的 {5}（{6}）；{7}"),
+    (r"the challenger is proved better, and knows (.*), which the champion does not \((.*?)\); (.*)",
+     "挑战者经证明更好，并认识冠军不认识的 {0}（{1}）；{2}"),
+    (r"the challenger is said to know (.*), but (.*?); (.*)", "据称挑战者认识 {0}，但{1}；{2}"),
+    (r"right on (\d+) of (\d+) gate rows of them", "其中 {1} 行把关数据答对 {0} 行"),
+    (r"no gate row tells how well", "没有把关数据能说明好坏"),
+    (r"not proved to be no worse", "未能证明不更差"),
+    (r"not worse", "不更差"),
+    (r"worse", "更差"),
     (r"((?:class|\w+) .* rows), (.*)", "{0}，{1}"),
     (r"(.*) and (\d+) more", "{0}，另有 {1} 项"),
     (r"class (.*) falls from F1 (\S+) to (\S+) on (\d+) rows", "类别 {0} 的 F1 从 {1} 降至 {2}（{3} 行）"),

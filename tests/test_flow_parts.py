@@ -159,7 +159,8 @@ def test_a_run_given_to_another_worker_once_its_night_is_published_does_nothing_
     assert changed == (part in ("rollback", "promote"))
     # Another run, of another person, is another night.
     if part == "rollback":
-        parts.rollback(worked.name, "it was right before", config=config)
+        back = now["registry_version"]  # by name, since somebody has just gone back from it
+        parts.rollback(worked.name, "it was right before", to=back, config=config)
         assert worked.lake.published()["model_id"] == now["model_id"]
 
 

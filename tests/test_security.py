@@ -394,7 +394,10 @@ def offences(source: str) -> list[str]:
 
 def test_no_module_can_load_a_pickle_or_run_what_stands_in_data() -> None:
     found = {name: offences(path.read_text(encoding="utf-8")) for name, path in modules().items()}
-    assert {name: what for name, what in found.items() if what} == {}
+    # A bundle's own code runs from bytes that were compared with its list: tests/test_integrity.py.
+    assert {name: {*what} for name, what in found.items() if what} == {
+        "nightshift.integrity": {"compile", "exec"}, "tasks.served_model": {"compile", "exec"},
+    }  # fmt: skip
     # And the rule sees what it is for.
     bad = (
         "import pickle, joblib.x\nfrom dill import load\neval('1')\ntorch.load(f)\nnp.load(f)\n"
