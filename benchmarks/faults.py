@@ -94,10 +94,8 @@ class Server:
     def frozen(self, seconds: float) -> str:
         """The command that makes it silent for a while, its connections open."""
         assert self.process is not None
-        group = self.process.pid
-        return (
-            f"kill -STOP -- -{group}; (sleep {seconds}; kill -CONT -- -{group}) >/dev/null 2>&1 &"
-        )
+        stop, go_on = (_signal(self.process.pid, one) for one in (signal.SIGSTOP, signal.SIGCONT))
+        return f"{stop}; (sleep {seconds}; {go_on}) >/dev/null 2>&1 &"
 
     def killed(self, seconds: float | None) -> str:
         """The command that kills it; it is started again after so many seconds, or not at all."""

@@ -69,12 +69,24 @@ def deliver(folder: Path, name: str, day: int, chance: random.Random) -> None:
     os.utime(path, (1e9 + day, 1e9 + day))
 
 
-def one_night(here: World, name: str, night: str, chance: random.Random) -> dict[str, Any]:
-    """A night of a pipeline, which may be killed and may be run again."""
+def missed(folder: Path, name: str, day: int) -> list[str]:
+    """Nights before a day that never began: whoever should have was killed over an earlier one."""
+    from nightshift.tables import Lake
+
+    begun = {row["night"] for row in Lake(str(folder / "lake"), name).nights()}
+    before = ((FIRST + timedelta(days=one)).isoformat() for one in range(day - 1))
+    return [one for one in before if one not in begun]
+
+
+def one_night(here: World, name: str, day: int, chance: random.Random) -> dict[str, Any]:
+    """A night of a pipeline, which may be killed and may be run again; those that were missed come
+    first, as with `missed: backfill`."""
     kill = chance.random() < KILLED
     again = chance.random() < AGAIN
     moment = f"after-seconds:{chance.uniform(0.1, 8):.2f}" if kill else ""
-    folder = here.folder / "month"
+    folder, night = here.folder / "month", (FIRST + timedelta(days=day - 1)).isoformat()
+    for earlier in missed(folder, name, day):
+        here.nurseries[name].run(folder, name, earlier)
     codes = [here.nurseries[name].run(folder, name, night, moment)]
     if codes[0] != 0 and again:
         codes.append(here.nurseries[name].run(folder, name, night))
@@ -101,7 +113,6 @@ def outage(here: World, chance: random.Random) -> str:
 
 def one_day(here: World, day: int, seed: int) -> dict[str, Any]:
     """Files arrive, all pipelines work, something may go wrong."""
-    night = (FIRST + timedelta(days=day - 1)).isoformat()
     for name in PIPELINES:
         path = here.folder / "month" / "inbox" / name / f"{day:02}.jsonl"
         if not path.exists():
@@ -114,7 +125,7 @@ def one_day(here: World, day: int, seed: int) -> dict[str, Any]:
         trouble.start()
     with ThreadPoolExecutor(len(PIPELINES)) as pool:
         nights = [
-            pool.submit(one_night, here, name, night, random.Random(f"{seed} kill {name} {day}"))
+            pool.submit(one_night, here, name, day, random.Random(f"{seed} kill {name} {day}"))
             for name in PIPELINES
         ]
         worked = [one.result() for one in nights]

@@ -196,7 +196,7 @@ class SqliteStore:
                 f"{BUSY_SECONDS:.0f} s), or its disk is full or read-only. A word said just now "
                 "is not noted; run the same command again."
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # names that are no text
             raise self.damaged(str(error)) from error
 
     def damaged(self, problem: str) -> ConfigError:

@@ -202,11 +202,21 @@ def _with_defaults(
     return {**data, "pipelines": merged}
 
 
+LOGIN = re.compile(r":[^/@]*@")
+
+
 def _resolve(settings: Settings, folder: Path) -> Settings:
     """Make every relative place absolute."""
 
-    def at(place: str) -> str:
-        return place if "://" in place else str(folder / place)
+    def at(place: str, key: str = "source.paths") -> str:
+        if "://" in place:
+            return place
+        if LOGIN.search(place):  # not shown: nobody knows where its password ends
+            raise ConfigError(
+                f"{key}: found what looks like an address with a login, but no ://, expected one "
+                "such as postgresql://user:password@host/name, or a path. Correct it."
+            )
+        return str(folder / place)
 
     def source(one: Pipeline) -> Pipeline:
         paths = [at(path) for path in one.source.paths]
@@ -226,11 +236,11 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
     if file:
         mlflow = f"sqlite:///{folder / file[1]}"
     elif "://" not in mlflow and not mlflow.startswith("databricks"):
-        mlflow = str(folder / mlflow)
+        mlflow = at(mlflow, "mlflow")
     return settings.model_copy(
         update={
-            "lake": at(settings.lake),
-            "reports": at(settings.reports),
+            "lake": at(settings.lake, "lake"),
+            "reports": at(settings.reports, "reports"),
             "mlflow": mlflow,
             "pipelines": {name: source(one) for name, one in settings.pipelines.items()},
         }

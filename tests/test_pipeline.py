@@ -500,3 +500,12 @@ def test_a_floor_of_something_that_parts_no_documents_is_refused(tmp_path: Path)
     columns = given.replace("x.csv]", "x.csv], columns: [region]")
     fine = columns.replace("langage", "region")
     assert load(tmp_path, fine).pipeline("a").promotion.floors == {"region": 0.1}
+
+
+@pytest.mark.parametrize("key", ["lake", "mlflow", "reports"])
+def test_an_address_with_a_typo_is_refused_without_its_password(tmp_path: Path, key: str) -> None:
+    said = complaint(
+        tmp_path, f"{key}: 'postgresql;//ann:opensesame@host/x'\npipelines: {{a: {{{SOURCE}}}}}\n"
+    )
+    assert f"{key}: found what looks like an address with a login" in said
+    assert "opensesame" not in said
