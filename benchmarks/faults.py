@@ -375,7 +375,7 @@ def suffer(here: World, fault: str, seconds: float) -> dict[str, Any]:
         "yesterday_after": before[1],
         "worked_seconds": round(worked, 1),
         "run_again": again,
-        "message": _last_line(said) if code else "",
+        "message": _last_line(said.replace(str(here.folder), "")) if code else "",
         **differences(tables(here.house, name), whole),
         "left_open": here.close_left(here.house, name),
     }  # fmt: skip
