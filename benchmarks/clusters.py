@@ -302,14 +302,14 @@ def story(
         held = sorted({*before.values()} - {UNASSIGNED})
         place = {one: index for index, one in enumerate(held)}
         groups = np.array([place.get(before.get(name, ""), -1) for name in names], np.int64)
-        usable = fresh | (groups >= 0) | (night[rows] > learned)
+        there, usable = groups.copy(), fresh | (groups >= 0) | (night[rows] > learned)
         topics = _topics(corpus, rows, fresh, groups, usable, seed) if fit is ours else []
         if anew is not None and before and (topics or now == change):
             for one, topic in enumerate(topics):
                 groups[topic] = len(held) + one
             vectors, learned = anew(rows, groups), now
             assert cells is not None
-            _, centroids = carried_over(vectors[rows], names, before)
+            _, centroids = carried_over(vectors[rows], there, held)
             assert centroids is not None
             cells = Cells(centroids, cells.scales)
         unseen = ~corpus.taught[rows]

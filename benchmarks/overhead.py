@@ -174,7 +174,8 @@ class Bare:
 
     def ingest(self) -> None:
         """Rows of the file -> documents, cleaned, without duplicates, with their language."""
-        from nightshift.intake import Intake, Known
+        from nightshift.intake import Intake
+        from nightshift.known import Known
         from nightshift.sources import list_files, read_rows
 
         own = self.pipeline
@@ -187,7 +188,8 @@ class Bare:
         ]
         for one in self.documents:
             # A duplicate may have brought another label, which is the newer one.
-            one["label"] = intake.known.labels.get(one["doc_id"])
+            there = intake.known.row_of(one["content_digest"])
+            one["label"] = None if there is None else intake.known.label(there)
         self.texts = [one["text"] for one in self.documents]
         self.sides: dict[str, list[int]] = {"train": [], "validation": [], "gate": [], "test": []}
         order = sorted(range(len(self.texts)), key=lambda row: self.documents[row]["doc_id"])

@@ -176,10 +176,7 @@ def _rounded(cohesion: float | None) -> float | None:
 
 
 def _moved(past: Past) -> Moves:
-    changes = past.read("assignments", ["night", "doc_id", "cluster_id"]).to_pydict()
-    order = {night: place for place, night in enumerate(past.nights)}
-    rows = zip(changes["night"], changes["doc_id"], changes["cluster_id"], strict=True)
-    return moves(sorted((one for one in rows if one[0] in order), key=lambda one: order[one[0]]))
+    return moves(past.read("assignments", ["night", "doc_id", "cluster_id"]), past.nights)
 
 
 def as_lines(found: dict[str, Any]) -> Iterator[str]:

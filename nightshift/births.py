@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .chunks import Vectors, as_vectors
 from .nearest import Cells, nearest_centroids, unit
 
 NEIGHBOURS = 20
@@ -97,21 +98,33 @@ def fewest(documents: int) -> int:
 
 
 def find_newborn(
-    topics: Sequence[np.ndarray], vectors: np.ndarray, fresh: np.ndarray, cells: Cells
+    topics: Sequence[np.ndarray],
+    vectors: Vectors | np.ndarray,
+    fresh: np.ndarray,
+    cells: Cells,
+    most: int = 200_000,
 ) -> list[Newborn]:
     """The cells of new topics among the clusters' own; a topic that none can tell apart has none.
 
     Args: rows of each topic; unit vectors float32 (documents, width); which of them are tonight's,
-    bool (documents,); the clusters so far.
+    bool (documents,); the clusters so far; how many documents of either side are looked at.
     """
     if not len(topics):
         return []
-    fresh = fresh.copy()
+    vectors, fresh = as_vectors(vectors), fresh.copy()
     for rows in topics:
         fresh[rows] = True
-    groups = [vectors[rows] for rows in topics]
-    found = _cells_of(groups, vectors[fresh], vectors[~fresh], cells, PURITY)
+    groups = [vectors.take(rows) for rows in topics]
+    new, old = (_drawn(np.flatnonzero(side), most) for side in (fresh, ~fresh))
+    found = _cells_of(groups, vectors.take(new), vectors.take(old), cells, PURITY)
     return [one for one in found if one is not None and one.documents >= LEAST]
+
+
+def _drawn(rows: np.ndarray, most: int) -> np.ndarray:
+    """So many of some rows, ascending."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(1).permutation(rows)[:most])
 
 
 def _cells_of(

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .ids import ids_of, index_in
 from .nearest import UNASSIGNED
-from .tables import Lake
+from .tables import ROW_GROUP, Lake
+
+if TYPE_CHECKING:
+    from .corpus import Assigned
 
 DOZEN = 12
 MOST_FILES, MOST_LABELS = 20, 5
@@ -38,12 +42,18 @@ def by_file(lake: Lake, night: str, model_id: str | None) -> dict[str, Any]:
     """
     tonight = pc.field("night") == night
     rows = lake.read("documents", ["doc_id", "source_file", "label"], tonight)
-    said = _predicted(lake, night, model_id)
+    said = _said_of(ids_of(rows["doc_id"]), _predicted(lake, night, model_id))
+    own = ids_of(rows["label"])
+    counted = pa.table({
+        "file": ids_of(rows["source_file"]).fill_null(""),
+        "name": pc.call_function("coalesce", [own, said["label"], pa.scalar("")]),
+        "labelled": own.is_valid().cast(pa.int64()),
+    }).group_by(["file", "name"]).aggregate([("name", "count"), ("labelled", "sum")])  # fmt: skip
     of: dict[str, Counter[str]] = defaultdict(Counter)
     labelled = Counter[str]()
-    for doc_id, file, label in zip(*(one.to_pylist() for one in rows.columns), strict=True):
-        labelled[file or ""] += label is not None
-        of[file or ""][label or said.get(doc_id, ("", 0.0, 0.0))[0]] += 1
+    for row in counted.to_pylist():
+        labelled[row["file"]] += row["labelled_sum"]
+        of[row["file"]][row["name"]] += row["name_count"]
     files = [
         {
             "file": file,
@@ -61,15 +71,19 @@ def _most(counts: Counter[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
 
 
-def _predicted(lake: Lake, night: str, model_id: str | None) -> dict[str, tuple[str, float, float]]:
-    """Label, probability and margin of tonight's documents."""
+def _predicted(lake: Lake, night: str, model_id: str | None) -> pa.Table:
+    """Label, probability and margin of the documents that were answered tonight."""
     where = (pc.field("night") == night) & (pc.field("model_id") == (model_id or ""))
-    columns = ["doc_id", "label", "probability", "margin"]
-    rows = lake.read("predictions", columns, where).to_pydict()
-    return {
-        one: (label, probability, margin)
-        for one, label, probability, margin in zip(*(rows[name] for name in columns), strict=True)
-    }
+    return lake.read("predictions", ["doc_id", "label", "probability", "margin"], where)
+
+
+def _said_of(doc_ids: pa.Array, predicted: pa.Table) -> dict[str, pa.Array]:
+    """Label, probability and margin of some documents, null where nothing was answered."""
+    rows = index_in(doc_ids, ids_of(predicted["doc_id"]))
+    places = pa.array(rows, mask=rows < 0)
+    names = ("label", "probability", "margin")
+    return {name: pa.concat_arrays(predicted[name].take(places).chunks) if len(rows) else
+            pa.array([], predicted[name].type) for name in names}  # fmt: skip
 
 
 def label_changes(lake: Lake, old: str | None, new: str | None) -> dict[str, Any]:
@@ -82,16 +96,24 @@ def label_changes(lake: Lake, old: str | None, new: str | None) -> dict[str, Any
     """
     if old is None or new is None or old == new:
         return {}
+    before_it = lake.read("predictions", ["doc_id", "label"], pc.field("model_id") == old)
+    ids, words, both = ids_of(before_it["doc_id"]), ids_of(before_it["label"]), 0
+    parts: list[pa.Table] = []
     columns = ["doc_id", "label", "probability"]
-    tables = [lake.read("predictions", columns, pc.field("model_id") == one) for one in (old, new)]
-    both = tables[1].join(tables[0].drop_columns(["probability"]), "doc_id", right_suffix="_old",
-                          join_type="inner")  # fmt: skip
-    moved = both.filter(pc.field("label") != pc.field("label_old")).sort_by("doc_id")
+    for batch in lake.scan("predictions", columns, pc.field("model_id") == new, rows=ROW_GROUP):
+        rows = index_in(batch.column("doc_id"), ids)
+        part = pa.Table.from_batches([batch]).filter(pa.array(rows >= 0))
+        both += part.num_rows
+        part = part.append_column("label_old", words.take(pa.array(rows[rows >= 0])))
+        parts.append(part.filter(pc.field("label") != pc.field("label_old")))
+    if not parts:
+        return {"of": 0, "documents": 0, "flows": [], "examples": []}
+    moved = pa.concat_tables(parts).sort_by("doc_id")
     before, after = moved["label_old"].to_pylist(), moved["label"].to_pylist()
     flows = Counter(zip(before, after, strict=True))
     ordered = sorted(flows.items(), key=lambda one: (-one[1], one[0]))
     return {
-        "of": both.num_rows,
+        "of": both,
         "documents": moved.num_rows,
         "flows": [{"before": one, "after": two, "documents": many}
                   for (one, two), many in ordered[:DOZEN]],
@@ -135,7 +157,7 @@ def standouts(
     lake: Lake,
     night: str,
     model_id: str | None,
-    where: Mapping[str, tuple[str, float]],
+    where: Assigned,
     labels: Mapping[str, str],
 ) -> dict[str, list[dict[str, Any]]]:
     """Of tonight's documents, a dozen each of what deserves a look.
@@ -146,38 +168,59 @@ def standouts(
     disagreeing  with a label, given or else predicted, other than the most frequent one of their
                  cluster, in the purest clusters and nearest to the centre first
 
-    Args: cluster id and distance by document, of all; the given label by document.
+    Args: where all documents are; the given label by document.
     Returns: rows of doc_id, label, cluster_id and a number, by kind.
     """
-    said = _predicted(lake, night, model_id)
     rows = lake.read("documents", ["doc_id"], pc.field("night") == night)
-    tonight = rows["doc_id"].to_pylist()
-    unsure = sorted((said[one][2], one) for one in tonight if one in said)
-    far = sorted((-where[one][1], one) for one in tonight if one in where)
-    return {
-        "unsure": [_row(one, said, where, labels, margin=margin) for margin, one in unsure[:DOZEN]],
-        "surprising": [
-            _row(one, said, where, labels, distance=where[one][1])
-            for one in _varied([one for _, one in far[:MOST_FAR]], lake, model_id, where)
-        ],
-        "disagreeing": _disagreeing(tonight, said, where, labels),
+    tonight = ids_of(rows["doc_id"])
+    said, there = _said_of(tonight, _predicted(lake, night, model_id)), where.rows_of(tonight)
+    distances = pa.array(np.append(where.distances, np.nan)[there], mask=there < 0)
+    unsure = _least({"doc_id": tonight, "margin": said["margin"]}, DOZEN)
+    far = _least({"doc_id": tonight, "far": pc.call_function("negate", [distances])}, MOST_FAR)
+    found: dict[str, list[dict[str, Any]]] = {
+        "unsure": unsure.to_pylist(),
+        "surprising": _varied(ids_of(far["doc_id"]), lake, model_id, where),
+        "disagreeing": _disagreeing(tonight, said["label"], where, labels),
     }
+    told = pa.array([row["doc_id"] for of in found.values() for row in of], pa.string())
+    places = pa.array(index_in(told, tonight))
+    of = {
+        one: (label, probability)
+        for one, label, probability in zip(
+            told.to_pylist(),
+            *(said[name].take(places).to_pylist() for name in ("label", "probability")),
+            strict=True,
+        )
+    }
+    held = where.mapping(told)
+    return {kind: [_row(row, of, held, labels) for row in some] for kind, some in found.items()}
+
+
+def _least(columns: Mapping[str, pa.Array], most: int) -> pa.Table:
+    """So many rows of the smallest numbers, ascending; those without one are left out. Columns are
+    ids and numbers; of equal numbers the lower id comes first."""
+    (ids, _), (number, _) = columns.items()
+    rows = pa.table(dict(columns)).drop_null()
+    order = [(number, "ascending"), (ids, "ascending")]
+    if rows.num_rows > most:
+        options = pc.SelectKOptions(most, order)
+        rows = rows.take(pc.call_function("select_k_unstable", [rows], options))
+    return rows.sort_by(order)
 
 
 def _varied(
-    doc_ids: Sequence[str], lake: Lake, model_id: str | None, where: Mapping[str, tuple[str, float]]
-) -> list[str]:
+    doc_ids: pa.Array, lake: Lake, model_id: str | None, where: Assigned
+) -> list[dict[str, Any]]:
     """A dozen, in their order, of which few are alike or of one cluster."""
-    its = (pc.field("model_id") == (model_id or "")) & pc.field("doc_id").isin(
-        pa.array(doc_ids, pa.string())
-    )
-    rows = lake.read("embeddings", ["doc_id", "vector"], its).to_pydict()
+    its = pc.field("model_id") == (model_id or "")
+    rows = lake.read_of("embeddings", ["doc_id", "vector"], doc_ids, its).to_pydict()
     vectors = {one: np.asarray(vector, np.float32)
                for one, vector in zip(rows["doc_id"], rows["vector"], strict=True)}  # fmt: skip
+    held = where.mapping(doc_ids)
     chosen: list[str] = []
     of_cluster = Counter[str]()
-    for one in doc_ids:
-        cluster = where[one][0]
+    for one in doc_ids.to_pylist():
+        cluster = held[one][0]
         alike = sum(_cosine(vectors.get(one), vectors.get(other)) >= ALIKE for other in chosen)
         # The unassigned are no group: among them, likeness alone tells.
         full = cluster != UNASSIGNED and of_cluster[cluster] == MOST_OF_CLUSTER
@@ -187,7 +230,7 @@ def _varied(
         of_cluster[cluster] += 1
         if len(chosen) == DOZEN:
             break
-    return chosen
+    return [{"doc_id": one, "distance": held[one][1]} for one in chosen]
 
 
 def _cosine(one: np.ndarray | None, other: np.ndarray | None) -> float:
@@ -197,43 +240,54 @@ def _cosine(one: np.ndarray | None, other: np.ndarray | None) -> float:
 
 
 def _row(
-    doc_id: str,
-    said: Mapping[str, tuple[str, float, float]],
+    found: Mapping[str, Any],
+    said: Mapping[str, tuple[str | None, float | None]],
     where: Mapping[str, tuple[str, float]],
     labels: Mapping[str, str],
-    **more: Any,
 ) -> dict[str, Any]:
-    label, probability, _ = said.get(doc_id, (None, None, None))
+    doc_id = found["doc_id"]
+    label, probability = said[doc_id]
     return {
         "doc_id": doc_id, "label": labels.get(doc_id, label), "given": doc_id in labels,
-        "probability": probability, "cluster_id": where.get(doc_id, (None, 0.0))[0], **more,
+        "probability": probability, "cluster_id": where.get(doc_id, (None, 0.0))[0], **found,
     }  # fmt: skip
 
 
 def _disagreeing(
-    tonight: Sequence[str],
-    said: Mapping[str, tuple[str, float, float]],
-    where: Mapping[str, tuple[str, float]],
-    labels: Mapping[str, str],
+    tonight: pa.Array, said: pa.Array, where: Assigned, labels: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    called = {one: labels[one] if one in labels else said[one][0]
-              for one in tonight if one in labels or one in said}  # fmt: skip
+    given = pa.array(labels, pa.string())
+    names = sorted({*labels.values(), *said.unique().drop_null().to_pylist()})
+    number = {one: n for n, one in enumerate(names)}
+    of_given = np.array([*(number[one] for one in labels.values()), -1], np.int64)
+    of_said = index_in(said, pa.array(names, pa.string()))
+    own = index_in(tonight, given)
+    called = np.where(own >= 0, of_given[own], of_said)
     # A cluster is known by all labels that people gave in it, not by tonight's alone.
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for doc_id, label in {**labels, **called}.items():
-        if doc_id in where and where[doc_id][0] != UNASSIGNED:
-            counts[where[doc_id][0]][label] += 1
-    usual = {
-        cluster: (_most(of)[0][0], _most(of)[0][1] / of.total()) for cluster, of in counts.items()
-    }
-    found: list[tuple[float, float, str]] = []
-    for doc_id, label in called.items():
-        cluster, distance = where.get(doc_id, (UNASSIGNED, 0.0))
-        if cluster in usual and usual[cluster][1] >= PURE and usual[cluster][0] != label:
-            found.append((-usual[cluster][1], distance, doc_id))
+    places, others = where.places_of(tonight), index_in(given, tonight) < 0
+    counts = np.zeros((len(where.names) + 1, len(names)), np.int64)
+    for place, label in (
+        (places, called), (where.places_of(given)[others], of_given[:-1][others])
+    ):  # fmt: skip
+        there = (place >= 0) & (label >= 0)
+        np.add.at(counts, (place[there], label[there]), 1)
+    loose = where.names.index(UNASSIGNED) if UNASSIGNED in where.names else len(where.names)
+    counts[loose] = 0
+    total = np.maximum(counts.sum(1), 1)
+    usual = counts.argmax(1) if names else np.zeros(len(counts), np.int64)
+    purity = counts.max(1, initial=0) / total
+    odd = np.flatnonzero(
+        (called >= 0) & (places >= 0) & (purity[places] >= PURE) & (usual[places] != called)
+    )
+    ids = tonight.take(pa.array(odd))
+    distances = where.distances[where.rows_of(ids)].tolist()
+    found = sorted(
+        (-float(purity[places[row]]), far, one, int(row))
+        for row, far, one in zip(odd, distances, ids.to_pylist(), strict=True)
+    )
     return [
-        _row(one, said, where, labels, usual=usual[where[one][0]][0], purity=-purity)
-        for purity, _, one in sorted(found)[:DOZEN]
+        {"doc_id": one, "usual": names[usual[places[row]]], "purity": -purity}
+        for purity, _, one, row in found[:DOZEN]
     ]
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from .batches import Documents
 from .errors import AccountError
+from .ids import ids_of, index_in
 from .splits import stands_in_for_validation
 from .tables import Lake, digest_of
 
@@ -48,23 +49,89 @@ def current_labels(lake: Lake, but: str | None = None, by: str | None = None) ->
     return {doc_id: label for doc_id, label in labels.items() if label is not None}
 
 
-def current_assignments(
+@dataclass(frozen=True)
+class Assigned:
+    """Where documents are: one row each, in no order that means anything.
+
+    doc_ids: string (documents,). names: cluster ids, sorted. places: int32 (documents,) among the
+    names. distances: float32 (documents,), NaN where none is known.
+    """
+
+    doc_ids: pa.Array
+    names: list[str]
+    places: np.ndarray
+    distances: np.ndarray
+
+    def rows_of(self, doc_ids: pa.Array) -> np.ndarray:
+        """The row of each of some documents, -1 for those that are nowhere, int64."""
+        return index_in(doc_ids, self.doc_ids)
+
+    def places_of(self, doc_ids: pa.Array) -> np.ndarray:
+        """The place of each of some documents among the names, -1 for nowhere, int64."""
+        rows = self.rows_of(doc_ids)
+        return np.where(rows >= 0, np.append(self.places, -1)[rows], -1).astype(np.int64)
+
+    def mapping(self, doc_ids: pa.Array | None = None) -> dict[str, tuple[str, float]]:
+        """Cluster id and distance by document, of some or of all."""
+        rows = np.arange(len(self.doc_ids))
+        if doc_ids is not None:
+            rows = self.rows_of(doc_ids)
+            rows = rows[rows >= 0]
+        ids = self.doc_ids.take(pa.array(rows)).to_pylist()
+        names = np.array([*self.names, ""], object)[self.places[rows]].tolist()
+        return dict(zip(ids, zip(names, self.distances[rows].tolist(), strict=True), strict=True))
+
+
+def assigned(
     lake: Lake, but: str | None = None, version: int | None = None, until: int | None = None
-) -> dict[str, tuple[str, float]]:
-    """Cluster id and distance by document: the newest change of each. Nights count by their number.
+) -> Assigned:
+    """Where every document is: the newest change of each. Nights count by their number.
 
     Args: `but`, a night whose rows are about to be replaced; a version that is not the newest; the
     number of the last night that counts.
     """
     order = {row["night"]: row["number"] for row in lake.nights()}
     columns = ["night", "doc_id", "cluster_id", "distance"]
-    others = pc.field("night") != (but or "")
-    changes = lake.read("assignments", columns, others, version).to_pydict()
-    rows = zip(*(changes[name] for name in columns), strict=True)
-    newest_last = sorted(rows, key=lambda row: order.get(row[0], 0))
-    if until is not None:
-        newest_last = [row for row in newest_last if order.get(row[0], 0) <= until]
-    return {doc_id: (cluster_id, far) for _, doc_id, cluster_id, far in newest_last}
+    rows = lake.read("assignments", columns, pc.field("night") != (but or ""), version)
+    nights = ids_of(rows["night"]).dictionary_encode()
+    named = [order.get(one, 0) for one in nights.dictionary.to_pylist()]
+    numbers = np.array([*named, 0], np.int64)[nights.indices.to_numpy(zero_copy_only=False)]
+    kept = np.arange(len(numbers)) if until is None else np.flatnonzero(numbers <= until)
+    kept = kept[np.argsort(numbers[kept], kind="stable")]
+    kept = kept[_newest(rows["doc_id"].take(pa.array(kept)), numbers[kept])]
+    rows = rows.take(pa.array(kept))
+    clusters = ids_of(rows["cluster_id"]).dictionary_encode()
+    names = sorted(clusters.dictionary.to_pylist())
+    place = {one: n for n, one in enumerate(names)}
+    places = np.array([place[one] for one in clusters.dictionary.to_pylist()], np.int32)
+    return Assigned(
+        ids_of(rows["doc_id"]),
+        names,
+        places[clusters.indices.to_numpy(zero_copy_only=False)],
+        rows["distance"].to_numpy().astype(np.float32),
+    )
+
+
+def _newest(doc_ids: pa.ChunkedArray, numbers: np.ndarray) -> np.ndarray:
+    """The rows that no later one of the same document replaces, ascending; numbers ascend, and a
+    night has a document once."""
+    first = np.searchsorted(numbers, numbers[:1], "right")[0] if len(numbers) else 0
+    if first == len(numbers):
+        return np.arange(first)
+    earlier, later = doc_ids[:first], ids_of(doc_ids[first:])
+    rows = pa.table([later, pa.array(np.arange(first, len(numbers)))], ["doc_id", "row"])
+    last = rows.group_by("doc_id").aggregate([("row", "max")])["row_max"].to_numpy()
+    # Most documents came once and stayed: what changed is looked up in them, not they in it.
+    gone = pc.call_function("is_in", [earlier], pc.SetLookupOptions(value_set=later))
+    stayed = np.flatnonzero(~gone.to_numpy())
+    return np.concatenate([stayed, np.sort(last)])
+
+
+def current_assignments(
+    lake: Lake, but: str | None = None, version: int | None = None, until: int | None = None
+) -> dict[str, tuple[str, float]]:
+    """The same as a mapping: cluster id and distance by document."""
+    return assigned(lake, but, version, until).mapping()
 
 
 def labelled_sides(lake: Lake) -> dict[str, Labelled]:
@@ -73,13 +140,14 @@ def labelled_sides(lake: Lake) -> dict[str, Labelled]:
     A source that declares training rows but no validation gets a fixed share of the former.
     """
     labels = current_labels(lake)
-    rows = lake.read("documents", ["doc_id", "split", "content_digest"]).sort_by("doc_id")
+    wanted = pa.array(labels, pa.string())
+    rows = lake.read_of("documents", ["doc_id", "split", "content_digest"], wanted)
+    rows = rows.sort_by("doc_id")
     sides: dict[str, list[tuple[str, str]]] = {
         name: [] for name in ("train", "validation", "gate", "test")
     }
     for doc_id, side, digest in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-        if doc_id in labels:
-            sides[side].append((doc_id, digest))
+        sides[side].append((doc_id, digest))
     if not sides["validation"]:
         held = [pair for pair in sides["train"] if stands_in_for_validation(pair[1])]
         sides["validation"] = held
@@ -90,27 +158,21 @@ def labelled_sides(lake: Lake) -> dict[str, Labelled]:
     }
 
 
-def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str]) -> Documents:
+def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str] | pa.Array) -> Documents:
     """Token ids of the given documents, in the given order.
 
     Raises: AccountError unless there are tokens of every one.
     """
-    wanted = {doc_id: place for place, doc_id in enumerate(doc_ids)}
-    places: list[int] = []
-    pieces: list[pa.ListArray] = []
-    for batch in lake.scan("tokens", ["doc_id", "ids"], pc.field("tokenizer") == tokenizer):
-        found = [wanted.get(one, -1) for one in batch.column("doc_id").to_pylist()]
-        rows = [row for row, place in enumerate(found) if place >= 0]
-        places.extend(found[row] for row in rows)
-        pieces.append(batch.column("ids").take(pa.array(rows, pa.int64())))
-    if len(places) != len(wanted):
+    wanted = doc_ids if isinstance(doc_ids, pa.Array) else pa.array(doc_ids, pa.string())
+    rows = lake.read_of("tokens", ["doc_id", "ids"], wanted, pc.field("tokenizer") == tokenizer)
+    if rows.num_rows != len(wanted):
         raise AccountError(
-            f"tokens: found tokens of {len(places)} of {len(wanted)} documents by tokenizer "
+            f"tokens: found tokens of {rows.num_rows} of {len(wanted)} documents by tokenizer "
             f"{tokenizer[:8]}. Run the night again with --retry-from tokens."
         )
-    order = np.argsort(np.array(places, np.int64))
-    chunks = pa.chunked_array(pieces, pa.list_(pa.int32()))
-    return Documents.from_arrow(chunks).take(order)
+    places = index_in(ids_of(rows["doc_id"]), wanted)
+    order = np.argsort(places, kind="stable")
+    return Documents.from_arrow(rows["ids"]).take(order)
 
 
 def texts_of(lake: Lake, doc_ids: Iterable[str]) -> dict[str, str]:
@@ -118,5 +180,5 @@ def texts_of(lake: Lake, doc_ids: Iterable[str]) -> dict[str, str]:
     wanted = pa.array(sorted(set(doc_ids)), pa.string())
     if not len(wanted):
         return {}
-    rows = lake.read("documents", ["doc_id", "text"], pc.field("doc_id").isin(wanted))
+    rows = lake.read_of("documents", ["doc_id", "text"], wanted)
     return dict(zip(rows["doc_id"].to_pylist(), rows["text"].to_pylist(), strict=True))

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .ids import drawn, ids_of, index_in
 from .tables import Lake
 from .tokenizer import words
 
@@ -301,41 +302,40 @@ def sample_of(
 
     Args: `held_out` takes those that training never reads, where there are enough of them.
     """
-    rows = lake.read(
-        "documents",
-        ["doc_id", "split"],
-        pc.field("night").isin(pa.array(list(nights), pa.string())),
-    )
-    ids = rows["doc_id"].to_pylist()
+    its = pc.field("night").isin(pa.array(list(nights), pa.string()))
+    rows = lake.read("documents", ["doc_id", "split"], its)
+    ids = ids_of(rows["doc_id"])
     if held_out:
-        apart = [one for one, side in zip(ids, rows["split"].to_pylist(), strict=True)
-                 if side != "train"]  # fmt: skip
+        apart = ids.filter(pc.call_function("not_equal", [ids_of(rows["split"]), "train"]))
         ids = apart if len(apart) >= HELD_OUT else ids
-    ids = sorted(ids)
-    chosen = np.sort(np.random.default_rng(1).permutation(len(ids))[:most])
-    ids = [ids[row] for row in chosen]
-    return read_sample(lake, ids, model_id)
+    numbers = {row["night"]: row["number"] for row in lake.nights()}
+    first = min((numbers.get(one, 0) for one in nights), default=0)
+    # Nothing is answered or embedded before it came.
+    since = [one for one, number in numbers.items() if number >= first]
+    return read_sample(lake, drawn(ids, most).to_pylist(), model_id, since)
 
 
-def read_sample(lake: Lake, doc_ids: Sequence[str], model_id: str | None) -> Sample:
-    """What the tables have of some documents, in the order of the ids."""
+def read_sample(
+    lake: Lake, doc_ids: Sequence[str], model_id: str | None, nights: Sequence[str] | None = None
+) -> Sample:
+    """What the tables have of some documents, in the order of the ids; of all nights or some."""
     if not doc_ids:
         return Sample()
-    wanted = pc.field("doc_id").isin(pa.array(doc_ids, pa.string()))
-    place = {one: n for n, one in enumerate(doc_ids)}
+    wanted = pa.array(doc_ids, pa.string())
+    where = pc.scalar(True) if nights is None else pc.field("night").isin(pa.array(nights))
 
     def rows(table: str, columns: list[str], where: pc.Expression) -> pa.Table:
-        found = lake.read(table, ["doc_id", *columns], where)
-        order = np.array([place[one] for one in found["doc_id"].to_pylist()], np.int64)
-        return found.take(pa.array(np.argsort(order, kind="stable")))
+        found = lake.read_of(table, ["doc_id", *columns], wanted, where)
+        order = np.argsort(index_in(ids_of(found["doc_id"]), wanted), kind="stable")
+        return found.take(pa.array(order))
 
-    own = wanted & (pc.field("model_id") == (model_id or ""))
+    own = where & (pc.field("model_id") == (model_id or ""))
     said = rows("predictions", ["label", "probability", "abstained"], own)
-    tokens = rows("tokens", ["n_tokens", "n_unknown"], wanted)
+    tokens = rows("tokens", ["n_tokens", "n_unknown"], where)
     vectors = rows("embeddings", ["vector"], own)["vector"].to_pylist()
     return Sample(
         doc_ids=list(doc_ids),
-        texts=rows("documents", ["text"], wanted)["text"].to_pylist(),
+        texts=rows("documents", ["text"], where)["text"].to_pylist(),
         labels=said["label"].to_pylist(),
         probability=said["probability"].to_numpy(),
         abstained=said["abstained"].to_numpy(),

@@ -56,7 +56,24 @@ def fates(
     Returns: the fates of tonight's clusters in the order of their places, and of those that ended.
     """
     old = sorted({one for one in before.values() if one != UNASSIGNED})
-    shared = _shared(places, k, doc_ids, before, old)
+    return fates_of(places, k, _columns(doc_ids, before, old), old, ever, likeness, given_up)
+
+
+def fates_of(
+    places: np.ndarray,
+    k: int,
+    before: np.ndarray,
+    old: list[str],
+    ever: Iterable[str],
+    likeness: Mapping[str, np.ndarray] | None = None,
+    given_up: Mapping[str, str] | None = None,
+) -> tuple[list[Fate], list[Fate]]:
+    """The same of documents without names.
+
+    Args: last night's place of each document among the sorted `old` ids, -1 for none, int64
+    (documents,); the others as of `fates`.
+    """
+    shared = _shared(places, k, before, len(old))
     merged = given_up or {}
     kept = _matched(shared, old, likeness or {}, merged)
     ids = _ids(kept, k, old, [*ever, *old])
@@ -84,7 +101,7 @@ def given_back(
     Returns: as `fates`. One that had ended comes out of whoever has its documents.
     """
     old = sorted({*living, *before.values()} - {UNASSIGNED})
-    shared = _shared(places, len(ids), doc_ids, before, old)
+    shared = _shared(places, len(ids), _columns(doc_ids, before, old), len(old))
     ended = [column for column, one in enumerate(old) if one not in ids]
     lost = np.where(np.isin(np.arange(len(old)), ended), shared.sum(0), 0)
     sizes = np.bincount(places[places >= 0], minlength=len(ids))
@@ -95,15 +112,17 @@ def given_back(
     return back, [_end(old[column], shared[:, column], [*ids]) for column in ended]
 
 
-def _shared(
-    places: np.ndarray, k: int, doc_ids: Sequence[str], before: Mapping[str, str], old: list[str]
-) -> np.ndarray:
-    """Documents in common, int64 (tonight's clusters, last night's)."""
+def _columns(doc_ids: Sequence[str], before: Mapping[str, str], old: list[str]) -> np.ndarray:
+    """Each document's place among the old ids, -1 for none, int64."""
     index = {one: place for place, one in enumerate(old)}
-    columns = np.array([index.get(before.get(one, ""), -1) for one in doc_ids], np.int64)
-    there = (columns >= 0) & (places >= 0)
-    shared = np.zeros((k, len(old)), np.int64)
-    np.add.at(shared, (places[there], columns[there]), 1)
+    return np.array([index.get(before.get(one, ""), -1) for one in doc_ids], np.int64)
+
+
+def _shared(places: np.ndarray, k: int, before: np.ndarray, old: int) -> np.ndarray:
+    """Documents in common, int64 (tonight's clusters, last night's)."""
+    there = (before >= 0) & (places >= 0)
+    shared = np.zeros((k, old), np.int64)
+    np.add.at(shared, (places[there], before[there]), 1)
     return shared
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import pyarrow.compute as pc
+
 from .cleaning import CleaningConfig, clean, content_digest, detect_languages, reject_reason
-from .corpus import current_labels
 from .erasure import forgotten_digests
+from .known import Known
 from .rows import Row
 from .splits import SplitConfig, side
 from .tables import Lake
@@ -19,22 +21,6 @@ from .tables import Lake
 ID_REUSED = "id_reused"
 FORGOTTEN = "forgotten"
 RAW_CHARACTERS = 500
-
-
-@dataclass
-class Known:
-    """What was there before, and grows while rows are taken in.
-
-    by_content: doc_id of every known text, by content digest; labels: what the source itself last
-    said of a document, by doc_id: a file read again must not overrule a person.
-    content_of: content digest by doc_id, kept only where the source names its documents.
-    forgotten: digests of ids and of texts that must not come back.
-    """
-
-    by_content: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-    content_of: dict[str, str] = field(default_factory=dict)
-    forgotten: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -54,18 +40,13 @@ class Taken:
 
 def known_before(lake: Lake, night: str, with_ids: bool) -> Known:
     """What every other night brought in; this night's own rows will be replaced."""
-    known = Known(
-        labels=current_labels(lake, but=night, by="source"), forgotten=forgotten_digests(lake)
-    )
-    for batch in lake.scan("documents", ["doc_id", "content_digest", "night"]):
-        columns = [column.to_pylist() for column in batch.columns]
-        for doc_id, digest, of_night in zip(*columns, strict=True):
-            if of_night == night:
-                continue
-            # The same object where the text names itself: half the memory.
-            known.by_content[digest] = digest if doc_id == digest else doc_id
-            if with_ids:
-                known.content_of[doc_id] = digest
+    known, others = Known(forgotten_digests(lake)), pc.field("night") != night
+    for batch in lake.scan("documents", ["doc_id", "content_digest", "label"], others, rows=65_536):
+        known.extend(batch, with_ids)
+    by_source = others & (pc.field("by") == "source")
+    # Stable: of labels given at the same moment, the one further down its file is the newer.
+    later = lake.read("labels", ["doc_id", "label", "at"], by_source).sort_by("at")
+    known.relabel(later["doc_id"], later["label"])
     return known
 
 
@@ -92,23 +73,24 @@ class Intake:
         text = clean(row.text or "", self.cleaning) if row.problem is None else ""
         problem = row.problem or reject_reason(text, self.cleaning)
         digest = "" if problem else content_digest(text)
-        if not problem and row.id is not None:
+        id_digest = content_digest(row.id or "")
+        if not problem and row.id is not None and self.known.reused(id_digest, digest):
             # The same id with another text: which of the two is meant, nobody can tell.
-            problem = ID_REUSED if self.known.content_of.get(row.id, digest) != digest else None
+            problem = ID_REUSED
         where = {"source_file": uri, "row": row.number}
-        if self.known.forgotten & {digest, content_digest(row.id or "")}:
+        if self.known.forgotten & {digest, id_digest}:
             # Not a word of it is kept, whatever else is wrong with it.
             taken.rejects.append({**where, "reason": FORGOTTEN, "raw": ""})
         elif problem:
             raw = (row.raw or row.text or "")[:RAW_CHARACTERS].encode("utf-8", "replace").decode()
             taken.rejects.append({**where, "reason": problem, "raw": raw})
-        elif digest in self.known.by_content:
-            doc_id = self.known.by_content[digest]
+        elif (there := self.known.row_of(digest)) is not None:
+            doc_id = self.known.doc_id(there)
             taken.duplicates.append({**where, "doc_id": doc_id, "source_id": row.id})
-            self._relabel(doc_id, row.label, taken)
+            self._relabel(there, doc_id, row.label, taken)
         else:
             doc_id = row.id or digest
-            self._remember(doc_id, digest, row)
+            self.known.add(doc_id, digest, row.label, named=row.id is not None)
             taken.documents.append(
                 {
                     **where,
@@ -122,18 +104,11 @@ class Intake:
                 }
             )
 
-    def _remember(self, doc_id: str, digest: str, row: Row) -> None:
-        self.known.by_content[digest] = doc_id
-        if row.id is not None:
-            self.known.content_of[doc_id] = digest
-        if row.label is not None:
-            self.known.labels[doc_id] = row.label
-
-    def _relabel(self, doc_id: str, label: str | None, taken: Taken) -> None:
+    def _relabel(self, there: int, doc_id: str, label: str | None, taken: Taken) -> None:
         """A known text that comes with another label brings news, though it is a duplicate."""
-        if label is None or self.known.labels.get(doc_id) == label:
+        if label is None or self.known.label(there) == label:
             return
-        self.known.labels[doc_id] = label
+        self.known.set_label(there, label)
         taken.labels.append({"doc_id": doc_id, "label": label, "by": "source", "at": self.now})
 
     def _name_languages(self, documents: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -33,6 +34,7 @@ from .deciding import (
 )
 from .encoders import Network, grow_head
 from .errors import ConfigError
+from .ids import ids_of
 from .inference import Watch, forward, pick_device, unwatched
 from .pretrained import PREFIX, Pretrained, refuse_unfit
 from .pretraining import Pass, pretrain
@@ -120,11 +122,16 @@ def gather(
     held = Labelled([doc_id for doc_id, _ in kept], [label for _, label in kept])
     text = None
     if pretrain.objective != "none":
-        rows = lake.read("documents", ["doc_id", "night"], pc.field("split") != "test").to_pylist()
+        rows = lake.read("documents", ["doc_id", "night"], pc.field("split") != "test")
         # A night that is still at work has a row, and the highest number.
         numbers = {row["night"]: row["number"] for row in lake.nights()}
-        rows.sort(key=lambda row: (numbers.get(row["night"], len(numbers)), row["doc_id"]))
-        newest = [row["doc_id"] for row in rows][-pretrain.documents :]
+        nights = ids_of(rows["night"]).dictionary_encode()
+        named = [numbers.get(one, len(numbers)) for one in nights.dictionary.to_pylist()]
+        number = np.array(named, np.int64)[nights.indices.to_numpy(zero_copy_only=False)]
+        ordered = pa.table([rows["doc_id"], pa.array(number)], ["doc_id", "number"]).sort_by(
+            [("number", "ascending"), ("doc_id", "ascending")]
+        )
+        newest = ids_of(ordered["doc_id"][max(0, len(number) - pretrain.documents) :])
         text = tokens_of(lake, tokenizer.digest, newest)
     return Material(
         tokenizer=tokenizer,
@@ -133,8 +140,7 @@ def gather(
         validation=_side(lake, tokenizer, held, classes),
         text=text,
         # Without validation rows of its own, the source's training rows had to stand in for them.
-        held_out=not declared
-        or not lake.read("documents", ["split"], pc.field("split") == "validation").num_rows,
+        held_out=not declared or not lake.count("documents", pc.field("split") == "validation"),
     )
 
 

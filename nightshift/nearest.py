@@ -9,6 +9,8 @@ import numpy as np
 
 UNASSIGNED = "unassigned"
 """In place of a cluster's id: far from every centroid."""
+BLOCK = 4_096
+"""Documents compared at a time: their distances to hundreds of centroids stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def nearest_centroids(
     vectors: np.ndarray,
     centroids: np.ndarray,
     scales: np.ndarray | None = None,
-    chunk: int = 65_536,
+    block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Assign each document to its closest centroid (Lloyd 1982, assignment step).
 
@@ -58,21 +60,37 @@ def nearest_centroids(
     Returns: int64 places and the Euclidean distances so divided, each (documents,); ties take the
     lower place.
     """
-    places = np.empty(len(vectors), np.int64)
+    places = nearest_places(vectors, centroids, scales, block)
     distances = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), block):
+        part, found = vectors[start : start + block], places[start : start + block]
+        exact = np.linalg.norm(part - centroids[found], axis=1)
+        distances[start : start + block] = exact if scales is None else exact / scales[found]
+    return places, distances
+
+
+def nearest_places(
+    vectors: np.ndarray,
+    centroids: np.ndarray,
+    scales: np.ndarray | None = None,
+    block: int = BLOCK,
+) -> np.ndarray:
+    """The places alone, which is all that Lloyd's algorithm asks for."""
+    places = np.empty(len(vectors), np.int64)
     half = (centroids**2).sum(1) / 2
     equal = scales is None or bool((scales == scales[0]).all()) if len(centroids) else True
-    for start in range(0, len(vectors), chunk):
-        part = vectors[start : start + chunk]
-        near = half - part @ centroids.T
+    near = np.empty((min(block, len(vectors)), len(centroids)), np.float32)
+    for start in range(0, len(vectors), block):
+        part = vectors[start : start + block]
+        here = near[: len(part)]
+        np.matmul(part, centroids.T, out=here)
+        np.subtract(half, here, out=here)
         if not equal:
             assert scales is not None
-            near = (near + (part**2).sum(1, keepdims=True) / 2) / scales**2
-        found = near.argmin(1)
-        places[start : start + chunk] = found
-        exact = np.linalg.norm(part - centroids[found], axis=1)
-        distances[start : start + chunk] = exact if scales is None else exact / scales[found]
-    return places, distances
+            here += (part**2).sum(1, keepdims=True) / 2
+            here /= scales**2
+        places[start : start + block] = here.argmin(1)
+    return places
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -8,11 +8,15 @@ the manner of pictures.py and in the colours of its map.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from .identity import UNASSIGNED
+from .ids import index_in
 from .pictures import GREY, _fitted, _svg, cluster_colours, cut, in_both, said, text_width
 from .wording import Both, Say, both, counts, words_of
 
@@ -84,16 +88,38 @@ class Plan:
     """Rows of `clusters` by night and cluster."""
 
 
-def moves(changes: Iterable[tuple[str, str, str]]) -> dict[str, Counter[Move]]:
+def moves(changes: pa.Table, nights: Sequence[str]) -> dict[str, Counter[Move]]:
     """How many documents went where, by night.
 
-    Args: (night, doc_id, cluster_id) of `assignments`, the nights in their order.
+    Args: night, doc_id and cluster_id of `assignments`; the nights that count, in their order.
     """
-    now: dict[str, str] = {}
-    found: dict[str, Counter[Move]] = {}
-    for night, doc_id, cluster_id in changes:
-        found.setdefault(night, Counter())[now.get(doc_id), cluster_id] += 1
-        now[doc_id] = cluster_id
+    parts = [
+        (index_in(one["night"], pa.array(nights, pa.string())), one["doc_id"], one["cluster_id"])
+        for one in changes.to_batches()
+    ]
+    if not parts:
+        return {}
+    place = np.concatenate([one for one, _, _ in parts])
+    ids = pa.concat_arrays([one for _, one, _ in parts]).dictionary_encode()
+    named = pa.concat_arrays([one for _, _, one in parts]).dictionary_encode()
+    documents, clusters = (
+        one.indices.to_numpy(zero_copy_only=False).astype(np.int64) for one in (ids, named)
+    )
+    # A document's changes one behind the other, in the order of the nights.
+    order = np.lexsort((place, documents))
+    order = order[place[order] >= 0]
+    came = np.full(len(order), -1)
+    same = documents[order][1:] == documents[order][:-1]
+    came[1:][same] = clusters[order][:-1][same]
+    size = len(named.dictionary) + 1
+    keys, many = np.unique(
+        (place[order] * size + came + 1) * size + clusters[order], return_counts=True
+    )
+    names, found = named.dictionary.to_pylist(), dict[str, Counter[Move]]()
+    for key, documents_moved in zip(keys.tolist(), many.tolist(), strict=True):
+        source, target = key // size % size - 1, key % size
+        move = (None if source < 0 else names[source], names[target])
+        found.setdefault(str(nights[key // size // size]), Counter())[move] = documents_moved
     return found
 
 

@@ -128,7 +128,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ]),
 }  # fmt: skip
 
-ROW_GROUP = 65_536
+ROW_GROUP, AHEAD = 65_536, 2
+"""Rows of a file that are written together; batches that are read ahead."""
 _JSON = ("versions", "figures", "manifest")
 """Columns of `nights` that are parsed when read."""
 
@@ -318,19 +319,30 @@ class Lake:
         """
         import pyarrow.dataset as ds
 
-        opened = self._open(table, version)
-        if opened is None:
+        whole = self._dataset(table, version)
+        if whole is None:
             return
         with passing(f"reading table '{table}' at {self._at(table)}"):
-            whole = opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
             # One file a night: by folder, so that nights come in the order of their names.
             pieces = sorted(whole.get_fragments(filter=where), key=lambda one: one.path)
             if not pieces:
                 return
             ordered = ds.FileSystemDataset(pieces, whole.schema, pieces[0].format, whole.filesystem)
-            for batch in ordered.to_batches(columns=columns, filter=where, batch_size=rows):
+            for batch in ordered.to_batches(
+                columns=columns, filter=where, batch_size=rows,
+                # Whoever reads is slower than the disk: what is read ahead would only lie there.
+                batch_readahead=AHEAD, fragment_readahead=1,
+            ):  # fmt: skip
                 if batch.num_rows:
                     yield batch
+
+    def _dataset(self, table: str, version: int | None) -> Any:
+        """A table as Arrow reads it; None while it does not exist."""
+        opened = self._open(table, version)
+        if opened is None:
+            return None
+        with passing(f"reading table '{table}' at {self._at(table)}"):
+            return opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
 
     def read(
         self,
@@ -343,6 +355,34 @@ class Lake:
         names = columns or SCHEMAS[table].names
         schema = pa.schema([SCHEMAS[table].field(name) for name in names])
         return pa.Table.from_batches(self.scan(table, columns, where, version), schema=schema)
+
+    def read_of(
+        self,
+        table: str,
+        columns: list[str],
+        doc_ids: pa.Array,
+        where: pc.Expression | None = None,
+    ) -> pa.Table:
+        """The rows of some documents, in memory; `columns` begin with doc_id.
+
+        The rest of the table passes by, a batch at a time.
+        """
+        wanted = pc.SetLookupOptions(value_set=doc_ids)
+        found: list[pa.RecordBatch] = []
+        for batch in self.scan(table, columns, where, rows=ROW_GROUP) if len(doc_ids) else ():
+            mine = pc.call_function("is_in", [batch.column(0)], wanted)
+            if mine.true_count:
+                found.append(batch.filter(mine))
+        schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
+        return pa.Table.from_batches(found, schema=schema)
+
+    def count(self, table: str, where: pc.Expression | None = None) -> int:
+        """How many rows there are; the files themselves say it where the condition allows."""
+        whole = self._dataset(table, None)
+        if whole is None:
+            return 0
+        with passing(f"reading table '{table}' at {self._at(table)}"):
+            return whole.count_rows(filter=where)
 
     def nights(self) -> list[dict[str, Any]]:
         """Every night that ever started, oldest first; JSON columns are parsed."""

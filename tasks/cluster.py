@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from nightshift.bundle import Clusters
+from nightshift.chunks import CHUNK, Spooled, Vectors
 from nightshift.clustering import (
     Clustering,
     carried_over,
@@ -20,8 +23,9 @@ from nightshift.clustering import (
     fit_centroids,
     reshaped,
 )
-from nightshift.corpus import current_assignments, current_labels, texts_of
-from nightshift.identity import Fate, fates
+from nightshift.corpus import assigned, current_labels, texts_of
+from nightshift.identity import Fate, fates_of
+from nightshift.ids import index_in
 from nightshift.journal import Name, Shape
 from nightshift.naming import Described, describe, exemplars
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
@@ -76,7 +80,7 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
     if quiet and not _forgotten(night, words):
         return _as_before(night, files.words, words)
     doc_ids, vectors = _vectors(lake, embedded)
-    if not doc_ids:
+    if not len(doc_ids):
         log.info("cluster   nothing to group yet")
         return Clustered(
             clusters=lake.replace("clusters", night.name, []),
@@ -85,44 +89,39 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
             words=files.words,
         )
     assert embedded.winner is not None
-    assigned = current_assignments(lake, but=night.name)
-    before = {doc_id: cluster_id for doc_id, (cluster_id, _) in assigned.items()}
-    old, start = _start(vectors, doc_ids, before, last, embedded.winner.model_id)
+    before = assigned(lake, but=night.name)
+    places, fresh = before.places_of(doc_ids), before.rows_of(doc_ids) < 0
+    old, start = _start(vectors, places, before.names, last, embedded.winner.model_id)
     owners, shaped = old, start
     if start is None:
         shaped = _learned(night, embedded.winner)
     elif into or parts:
         there = {one: other for one, other in into.items() if one in old and other in old}
+        members = {one: np.flatnonzero(places == place) for place, one in enumerate(before.names)}
         owners, shaped = reshaped(
-            vectors, _members(doc_ids, before), old, start, there, parts,
-            night.pipeline.clusters.seed,
-        )  # fmt: skip
+            vectors, members, old, start, there, parts, night.pipeline.clusters.seed
+        )
         log.info("cluster   people merged %d clusters and split %d", len(there), len(parts))
-    fresh = np.array([doc_id not in before for doc_id in doc_ids])
-    unseen = held_out(night)
     found = cluster(
         vectors, night.pipeline.clusters, shaped, fresh, _rows_of(trained.topics, doc_ids),
-        np.array([doc_id in unseen for doc_id in doc_ids]),
+        index_in(doc_ids, held_out(night)) >= 0,
         _held(night, files.words, owners),
     )  # fmt: skip
     ever = lake.read("clusters", ["cluster_id"], pc.field("night") != night.name)
-    tonight, ended = fates(
-        found.places, len(found.cells), doc_ids, before, ever["cluster_id"].to_pylist(),
+    alive, columns = _living(before.names, places)
+    tonight, ended = fates_of(
+        found.places, len(found.cells), columns, alive, ever["cluster_id"].to_pylist(),
         _likeness(old, start, found.cells), into,
     )  # fmt: skip
     rows = [
         *_rows(night, embedded.winner.model_id, doc_ids, vectors, found, tonight, last, words),
         *(ending(one, last) for one in ended if one.cluster_id in last),
     ]
-    ids = np.array([*(one.cluster_id for one in tonight), UNASSIGNED], object)[found.places]
-    moved = [
-        {"doc_id": doc_id, "cluster_id": cluster_id, "distance": float(distance)}
-        for doc_id, cluster_id, distance in zip(doc_ids, ids, found.distances, strict=True)
-        if before.get(doc_id) != cluster_id
-    ]
-    figures = _figures(found, tonight, ended, len(moved)) | _with_labels(lake, doc_ids, found)
+    moved = list(_moved(doc_ids, found, [one.cluster_id for one in tonight], before.names, places))
+    changed = sum(one.num_rows for one in moved)
+    figures = _figures(found, tonight, ended, changed) | _with_labels(lake, doc_ids, found)
     clusters = lake.replace("clusters", night.name, rows_of("clusters", rows))
-    assignments = lake.replace("assignments", night.name, rows_of("assignments", moved))
+    assignments = lake.replace("assignments", night.name, moved)
     _keep(night)
     told = (figures[name] for name in ("clusters", "born", "ended", "moved", "unassigned"))
     log.info("cluster   %d clusters (%d born, %d ended), %d documents new or moved, %d unassigned",
@@ -135,6 +134,32 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
         loose=_loose(night, doc_ids, vectors, found),
         figures=figures,
     )
+
+
+def _living(names: list[str], places: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Last night's clusters that have documents, and each document's place among them or -1."""
+    alive = [one for one in names if one != UNASSIGNED]
+    place = {one: n for n, one in enumerate(alive)}
+    return alive, np.array([*(place.get(one, -1) for one in names), -1], np.int64)[places]
+
+
+def _moved(
+    doc_ids: pa.Array, found: Clustering, ids: list[str], names: list[str], before: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """Rows of `assignments`: the documents whose cluster is another than last night's."""
+    place = {one: n for n, one in enumerate(names)}
+    # A cluster that is new tonight is -2: nobody was there.
+    now = np.array([*(place.get(one, -2) for one in [*ids, UNASSIGNED])], np.int64)[found.places]
+    rows = np.flatnonzero(now != before)
+    told = pa.array([*ids, UNASSIGNED], pa.string())
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        places = np.where(found.places[some] < 0, len(ids), found.places[some])
+        yield pa.RecordBatch.from_pydict({
+            "doc_id": doc_ids.take(pa.array(some)),
+            "cluster_id": told.take(pa.array(places)),
+            "distance": pa.array(found.distances[some], pa.float32()),
+        })  # fmt: skip
 
 
 def _by_hand(
@@ -158,14 +183,6 @@ def _by_hand(
     return into, {one: k for one, k in parts.items() if one not in into}
 
 
-def _members(doc_ids: list[str], before: dict[str, str]) -> dict[str, np.ndarray]:
-    """Rows of each cluster's documents of last night."""
-    found: dict[str, list[int]] = {}
-    for row, doc_id in enumerate(doc_ids):
-        found.setdefault(before.get(doc_id, UNASSIGNED), []).append(row)
-    return {one: np.array(rows, np.int64) for one, rows in found.items()}
-
-
 def _held(night: Night, until: int, owners: list[str]) -> np.ndarray | None:
     """Which clusters people shaped, with what came of those they split; None without any."""
     touched = ever_shaped(night, until)
@@ -178,15 +195,15 @@ def _held(night: Night, until: int, owners: list[str]) -> np.ndarray | None:
     return np.array([one in touched for one in owners])
 
 
-def _rows_of(topics: Topics, doc_ids: list[str]) -> list[np.ndarray]:
+def _rows_of(topics: Topics, doc_ids: pa.Array) -> list[np.ndarray]:
     """Where the documents of each topic stand."""
-    row = {doc_id: place for place, doc_id in enumerate(doc_ids)}
-    found = (np.array([row[one] for one in topic if one in row], np.int64) for topic in topics)
-    return [rows for rows in found if len(rows)]
+    found = (index_in(pa.array(topic, pa.string()), doc_ids) for topic in topics)
+    there = (rows[rows >= 0] for rows in found)
+    return [rows for rows in there if len(rows)]
 
 
 def _loose(
-    night: Night, doc_ids: list[str], vectors: np.ndarray, found: Clustering
+    night: Night, doc_ids: pa.Array, vectors: Vectors, found: Clustering
 ) -> list[dict[str, Any]]:
     """The unassigned, clustered on their own: there a topic is seen before it is large enough."""
     config = night.pipeline.clusters.model_copy(update={"namer": None})
@@ -196,7 +213,7 @@ def _loose(
     k = min(MOST_GROUPS, len(rows) // PER_GROUP)
     if k < 1:
         return []
-    some, ids = vectors[rows], [doc_ids[row] for row in rows]
+    some, ids = vectors.take(rows), doc_ids.take(pa.array(rows)).to_pylist()
     centroids = fit_centroids(some, min(k, distinct(some, k)), config.seed, 3)
     places, _ = nearest_centroids(some, centroids)
     by_id = texts_of(night.lake, ids)
@@ -234,11 +251,11 @@ def _figures(
     }
 
 
-def _with_labels(lake: Lake, doc_ids: list[str], found: Clustering) -> dict[str, float]:
+def _with_labels(lake: Lake, doc_ids: pa.Array, found: Clustering) -> dict[str, float]:
     """How well the clusters agree with labels, where there are two classes of them at least."""
     labels = current_labels(lake)
-    rows = [row for row, one in enumerate(doc_ids) if one in labels]
-    known = [labels[doc_ids[row]] for row in rows]
+    rows = np.flatnonzero(index_in(doc_ids, pa.array(labels, pa.string())) >= 0)
+    known = [labels[one] for one in doc_ids.take(pa.array(rows)).to_pylist()]
     if len(set(known)) < 2:
         return {}
     figures = quality_with_labels(known, found.places[rows])
@@ -264,9 +281,9 @@ def living(lake: Lake, night: str) -> list[dict[str, Any]]:
 
 
 def _start(
-    vectors: np.ndarray,
-    doc_ids: list[str],
-    before: dict[str, str],
+    vectors: Vectors,
+    places: np.ndarray,
+    names: list[str],
     last: dict[str, dict[str, Any]],
     model_id: str,
 ) -> tuple[list[str], Cells | None]:
@@ -275,7 +292,7 @@ def _start(
     if same and len(same) == len(last):
         ids, centroids = [*last], np.array([row["centroid"] for row in same], np.float32)
     else:
-        ids, centroids = carried_over(vectors, doc_ids, before)
+        ids, centroids = carried_over(vectors, places, names)
     if centroids is None:
         return [], None
     scales = [last[one]["scale"] or 1.0 if one in last else 1.0 for one in ids]
@@ -375,29 +392,34 @@ def _as_before(night: Night, read: int, words: dict[str, Name]) -> Clustered:
     )
 
 
-def _vectors(lake: Lake, embedded: Embedded) -> tuple[list[str], np.ndarray]:
+def _vectors(lake: Lake, embedded: Embedded) -> tuple[pa.Array, Vectors]:
     """All documents' ids and vectors float32 (documents, width) of the winning model."""
-    doc_ids: list[str] = []
-    parts: list[np.ndarray] = []
-    if embedded.winner is not None:
-        of_winner = pc.field("model_id") == embedded.winner.model_id
+    parts: list[pa.Array] = []
+
+    def read() -> Iterator[np.ndarray]:
+        of_winner = pc.field("model_id") == (embedded.winner.model_id if embedded.winner else "")
         for batch in lake.scan("embeddings", ["doc_id", "vector"], of_winner):
-            doc_ids.extend(batch.column("doc_id").to_pylist())
+            parts.append(batch.column("doc_id"))
             flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
-            parts.append(flat.reshape(batch.num_rows, -1))
-    vectors = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
-    place = {one: row for row, one in enumerate(doc_ids)}
-    if len(place) < len(doc_ids):  # a model that was champion before had embedded some already
-        rows = sorted(place.values())
-        doc_ids, vectors = [doc_ids[row] for row in rows], vectors[rows]
+            yield flat.reshape(batch.num_rows, -1)
+
+    vectors = Spooled(read())
+    doc_ids = pa.concat_arrays([pa.array([], pa.string()), *parts])
+    rows = pa.table([doc_ids, pa.array(np.arange(len(doc_ids)))], ["doc_id", "row"])
+    last = rows.group_by("doc_id").aggregate([("row", "max")])["row_max"].to_numpy()
+    if len(last) < len(doc_ids):  # a model that was champion before had embedded some already
+        kept = np.sort(last)
+        doc_ids = doc_ids.take(pa.array(kept))
+        pieces = (kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK))
+        vectors = Spooled(vectors.take(piece) for piece in pieces)
     return doc_ids, vectors
 
 
 def _rows(
     night: Night,
     model_id: str,
-    doc_ids: list[str],
-    vectors: np.ndarray,
+    doc_ids: pa.Array,
+    vectors: Vectors,
     found: Clustering,
     tonight: list[Fate],
     last: dict[str, dict[str, Any]],
@@ -409,17 +431,18 @@ def _rows(
     nearest = np.argsort(found.distances, kind="stable")
     members = [nearest[found.places[nearest] == place] for place in range(len(cells))]
     near = [rows[: CANDIDATES * config.exemplars] for rows in members]
-    wanted = {doc_ids[row] for rows in (sample, *near) for row in rows}
-    texts = texts_of(night.lake, sorted(wanted))
+    wanted = np.unique(np.concatenate([sample, *near]))
+    names = dict(zip(wanted.tolist(), doc_ids.take(pa.array(wanted)).to_pylist(), strict=True))
+    texts = texts_of(night.lake, names.values())
     shown = {
-        place: [doc_ids[rows[one]] for one in exemplars(
-            vectors[rows], cells.centroids[place], [texts[doc_ids[row]] for row in rows],
+        place: [names[int(rows[one])] for one in exemplars(
+            vectors.take(rows), cells.centroids[place], [texts[names[int(row)]] for row in rows],
             config.exemplars,
         )]
         for place, rows in enumerate(near)
     }  # fmt: skip
     described = describe(
-        [texts[doc_ids[row]] for row in sample],
+        [texts[names[int(row)]] for row in sample],
         [int(found.places[row]) for row in sample],
         len(cells),
         config,
@@ -430,7 +453,7 @@ def _rows(
         },
     )
     cosines = _cosines(vectors, found)
-    names = _names(tonight, described, last, words)
+    told = _names(tonight, described, last, words)
     return [
         {
             "cluster_id": fate.cluster_id,
@@ -446,7 +469,7 @@ def _rows(
             "scale": float(cells.scales[place]),
             "radius": cells.radius,
             "model_id": model_id,
-            **names[place],
+            **told[place],
         }
         for place, fate in enumerate(tonight)
     ]
@@ -484,7 +507,12 @@ def _said(word: Name | None) -> dict[str, Any]:
     return {"name": word.name, "named_by": word.by} if word and word.name else {}
 
 
-def _cosines(vectors: np.ndarray, found: Clustering) -> np.ndarray:
+def _cosines(vectors: Vectors, found: Clustering) -> np.ndarray:
     """Cosine of each document's unit vector to its centroid."""
-    own = found.cells.centroids[found.places]
-    return (vectors * own).sum(1) / np.maximum(np.linalg.norm(own, axis=1), 1e-12)
+    centroids, parts, start = found.cells.centroids, list[np.ndarray](), 0
+    lengths = np.maximum(np.linalg.norm(centroids, axis=1), 1e-12)
+    for chunk in vectors.chunks():
+        places = found.places[start : start + len(chunk)]
+        parts.append((chunk * centroids[places]).sum(1) / lengths[places])
+        start += len(chunk)
+    return np.concatenate(parts)

@@ -7,19 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightshift import discovery
 from nightshift.batches import Documents
 from nightshift.births import fewest
 from nightshift.bundle import Model
-from nightshift.corpus import current_assignments, texts_of, tokens_of
+from nightshift.corpus import Assigned, assigned, texts_of, tokens_of
 from nightshift.discovery import MOST, MOST_TOKENS, Round, centres_of
 from nightshift.encoders import Network
+from nightshift.ids import ids_of, index_in
 from nightshift.nearest import UNASSIGNED
 from nightshift.pretrained import PREFIX
 from nightshift.recipe import Recipe
 from nightshift.tokenizer import Tokenizer
+from nightshift.vectors import SAMPLE
 from nightshift.vectors import learn as learn_vectors
 
 from .progress import track
@@ -69,55 +72,50 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     Of the latter, those count that came since the newest training, or the same ones would have the
     network learn anew every night.
     """
-    config, held = night.pipeline.clusters, _held(night)
-    places = _places(held)
-    if config.k != "auto" or not places or max(places.values()) + 1 >= config.k_max:
+    config, held = night.pipeline.clusters, assigned(night.lake, but=night.name)
+    groups = len({*held.names} - {UNASSIGNED})
+    if config.k != "auto" or not groups or groups >= config.k_max:
         return []
-    rows = night.lake.read("documents", ["doc_id", "night"]).sort_by("doc_id").to_pylist()
+    rows = night.lake.read("documents", ["doc_id", "night"])
+    nights, doc_ids = ids_of(rows["night"]).dictionary_encode(), ids_of(rows["doc_id"])
     number = {row["night"]: row["number"] for row in night.lake.nights()}
     trained = night.before.get("basis", {}).get("night", 0)
-    sides: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for row in rows:
-        one = row["doc_id"]
-        if one not in held:
-            sides[0].append(one)
-        elif one in places:
-            sides[2].append(one)
-        elif number[row["night"]] > trained:
-            sides[1].append(one)
-    if not sides[0] or len(sides[0]) + len(sides[1]) < fewest(len(rows)):
+    late = np.array([number[one] > trained for one in nights.dictionary.to_pylist()], bool)
+    late = late[nights.indices.to_numpy(zero_copy_only=False)]
+    found = held.rows_of(doc_ids)
+    of = np.append(_places(held), -1)[found]
+    loose = (found >= 0) & (of < 0) & late
+    if not (found < 0).any() or (found < 0).sum() + loose.sum() < fewest(len(doc_ids)):
         return []
+    order = pc.call_function("array_sort_indices", [doc_ids]).to_numpy()
+    doc_ids, found, of = doc_ids.take(pa.array(order)), found[order], of[order]
+    sides = [np.flatnonzero(side) for side in (found < 0, loose[order], of >= 0)]
     random = np.random.default_rng(config.seed)
-    drawn = [side[row] for side in sides for row in random.permutation(len(side))[:MOST]]
-    fresh = np.array([one not in held for one in drawn])
+    chosen = np.concatenate([side[random.permutation(len(side))[:MOST]] for side in sides])
+    drawn, fresh = doc_ids.take(pa.array(chosen)), found[chosen] < 0
     # As a share of the corpus, where only some of tonight's documents are looked at.
-    least = round(fewest(len(rows)) * fresh.sum() / max(1, len(sides[0])))
+    least = round(fewest(len(doc_ids)) * fresh.sum() / max(1, len(sides[0])))
     tokenizer = load_tokenizer(night, tokens.tokenizer)
-    found = discovery.find_topics(
+    topics = discovery.find_topics(
         tokens_of(night.lake, tokenizer.digest, drawn).cut(
             min(VECTOR_TOKENS, max(SHORT, MOST_TOKENS // len(drawn)))
         ),
         fresh,
-        np.array([places.get(one, -1) for one in drawn], np.int64),
+        of[chosen],
         tokenizer.size,
         config.seed,
         least,
     )
-    for topic in found:
+    for topic in topics:
         log.info("train     a new topic, of %d documents so far", len(topic))
-    return [sorted(drawn[row] for row in topic) for topic in found]
+    return [sorted(drawn.take(pa.array(topic)).to_pylist()) for topic in topics]
 
 
-def _places(held: dict[str, str]) -> dict[str, int]:
-    """The number of each document's cluster, for those that are in one."""
-    number = {one: place for place, one in enumerate(sorted({*held.values()} - {UNASSIGNED}))}
-    return {doc_id: number[one] for doc_id, one in held.items() if one in number}
-
-
-def _held(night: Night) -> dict[str, str]:
-    """The cluster of every document that has been looked at, as of last night."""
-    found = current_assignments(night.lake, but=night.name)
-    return {doc_id: cluster_id for doc_id, (cluster_id, _) in found.items()}
+def _places(held: Assigned) -> np.ndarray:
+    """The number of each document's cluster, -1 for those that are in none, int64."""
+    named = (one for one in held.names if one != UNASSIGNED)
+    number = {one: place for place, one in enumerate(named)}
+    return np.array([number.get(one, -1) for one in held.names] or [-1], np.int64)[held.places]
 
 
 def _kind(night: Night, documents: int) -> str:
@@ -135,7 +133,7 @@ def learn_without_labels(
 ) -> tuple[ModelRef, dict[str, Any]]:
     """What gives vectors without a classifier, so that the night still clusters; and its basis."""
     tokenizer = load_tokenizer(night, tokens.tokenizer)
-    doc_ids = night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"].to_pylist()
+    doc_ids = ids_of(night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"])
     tried = _kind(night, len(doc_ids))
     basis = {
         "night": night.number,
@@ -144,15 +142,17 @@ def learn_without_labels(
         "tried": tried,
     }
     if tried == "encoder":
-        doc_ids = _drawn(night, doc_ids, topics)
-        rows = tokens_of(night.lake, tokenizer.digest, doc_ids)
-        model = _learn_clusters(night, tokenizer, doc_ids, rows, topics)
+        drawn = _drawn(night, doc_ids, topics)
+        rows = tokens_of(night.lake, tokenizer.digest, drawn)
+        model = _learn_clusters(night, tokenizer, drawn, rows, topics)
     else:
-        model = _learn_vectors(night, tokenizer, tokens_of(night.lake, tokenizer.digest, doc_ids))
+        # No more are learned from.
+        rows = tokens_of(night.lake, tokenizer.digest, doc_ids[:SAMPLE])
+        model = _learn_vectors(night, tokenizer, rows)
     return night.keep(model), basis
 
 
-def _drawn(night: Night, doc_ids: list[str], topics: Topics) -> list[str]:
+def _drawn(night: Night, doc_ids: pa.Array, topics: Topics) -> list[str]:
     """As many documents as a network learns clusters from, drawn by chance, in no order.
 
     Up to half of them are of new topics, which chance alone would leave out of a large corpus.
@@ -160,9 +160,9 @@ def _drawn(night: Night, doc_ids: list[str], topics: Topics) -> list[str]:
     random = np.random.default_rng(night.pipeline.train.seed)
     new = sorted(one for topic in topics for one in topic)
     first = {new[row] for row in random.permutation(len(new))[: MOST // 2]}
-    others = [one for one in doc_ids if one not in first]
-    kept = [others[row] for row in random.permutation(len(others))[: MOST - len(first)]]
-    drawn = [*sorted(first), *kept]
+    others = np.flatnonzero(index_in(doc_ids, pa.array(first, pa.string())) < 0)
+    kept = others[random.permutation(len(others))[: MOST - len(first)]]
+    drawn = [*sorted(first), *doc_ids.take(pa.array(kept)).to_pylist()]
     return [drawn[row] for row in random.permutation(len(drawn))]
 
 
@@ -171,13 +171,13 @@ def _learn_clusters(
 ) -> Model:
     pipeline, texts = night.pipeline, texts_of(night.lake, doc_ids)
     # Last night's clusters, and behind them what is new tonight.
-    places = _places(_held(night))
-    k = max(places.values(), default=-1) + 1
+    held, wanted = assigned(night.lake, but=night.name), pa.array(doc_ids, pa.string())
+    k = len({*held.names} - {UNASSIGNED})
     log.info("train     a network learns clusters by itself, from %d documents%s", len(rows),
              f" and last night's {k} clusters" if k else "")  # fmt: skip
-    places |= {one: k + place for place, topic in enumerate(topics) for one in topic}
-    known = np.array([places.get(one, -1) for one in doc_ids], np.int64)
-    unseen = held_out(night)
+    known = np.append(_places(held), -1)[held.rows_of(wanted)]
+    for place, topic in enumerate(topics):
+        known[index_in(wanted, pa.array(topic, pa.string())) >= 0] = k + place
     recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
     newest: Round | None = None
     with night.tracking.attempt("train", {**recipe.model_dump(), "rows": len(rows)}) as run:
@@ -190,7 +190,7 @@ def _learn_clusters(
             pipeline.clusters,
             known,
             _before(night, tokenizer),
-            np.array([one in unseen for one in doc_ids]),
+            index_in(wanted, held_out(night)) >= 0,
             lambda parts, total: track(parts, total, "in batches"),
         ):
             night.tracking.figures({"moved": newest.moved}, newest.index, run)
@@ -239,12 +239,12 @@ def _learn_vectors(night: Night, tokenizer: Tokenizer, rows: Documents) -> Model
     )
 
 
-def held_out(night: Night) -> set[str]:
+def held_out(night: Night) -> pa.Array:
     """Documents of the gate and test sides, which teach a network no clusters."""
     where = pc.field("split").isin(["gate", "test"])
-    return {*night.lake.read("documents", ["doc_id"], where)["doc_id"].to_pylist()}
+    return ids_of(night.lake.read("documents", ["doc_id"], where)["doc_id"])
 
 
 def documents_of(night: Night) -> int:
     """How many documents there are."""
-    return night.lake.read("documents", ["doc_id"]).num_rows
+    return night.lake.count("documents")

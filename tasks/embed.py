@@ -73,7 +73,7 @@ def _unseen(night: Night, winner: ModelRef) -> pc.Expression:
     lake, others = night.lake, pc.field("night") != night.name
     own = others & (pc.field("model_id") == winner.model_id)
     there = lake.read("embeddings", ["doc_id"], own)["doc_id"].unique()
-    if len(there) == lake.read("documents", ["doc_id"], others).num_rows:
+    if len(there) == lake.count("documents", others):
         return pc.field("night") == night.name
     return ~pc.field("doc_id").isin(there)
 

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import Field
 
 from nightshift.changes import by_file, label_changes, place_all, standouts
-from nightshift.corpus import current_assignments, current_labels, texts_of
+from nightshift.corpus import Assigned, assigned, current_labels, texts_of
+from nightshift.ids import drawn, ids_of, index_in
 from nightshift.pedigree import moves, pedigree_picture
 from nightshift.pictures import Point
 from nightshift.pipeline import masked
@@ -112,7 +112,7 @@ def write_page(
         shown += [row["doc_id"] for row in details.get(kind, [])]
     for pair in evaluated.near.get("examples", []):
         shown += [pair["doc_id"], pair["like"]]
-    where = current_assignments(night.lake)
+    where = assigned(night.lake)
     model_id = embedded.winner.model_id if embedded.winner else None
     before = night.champion.model_id if night.champion else None
     changes = label_changes(night.lake, before, model_id)
@@ -132,7 +132,7 @@ def write_page(
         duplicates=int(ingested.figures["duplicates"]),
         rejects=int(ingested.figures["rejects"]),
         labelled=ingested.labelled,
-        documents_total=night.lake.read("documents", ["doc_id"]).num_rows,
+        documents_total=night.lake.count("documents"),
         reject_reasons=ingested.rejects,
         files=_of_night(night, "batches"),
         languages=ingested.languages,
@@ -301,50 +301,44 @@ def _pedigree(night: Night) -> str:
     """How documents flowed between clusters over the last nights, tonight included."""
     order = [row["night"] for row in night.lake.nights()
              if row["state"] == "published" or row["night"] == night.name]  # fmt: skip
-    place = {one: n for n, one in enumerate(order)}
-    columns = ["night", "doc_id", "cluster_id"]
-    rows = night.lake.read("assignments", columns).to_pydict()
-    changes = zip(*(rows[name] for name in columns), strict=True)
-    known = sorted((one for one in changes if one[0] in place), key=lambda one: place[one[0]])
+    changes = night.lake.read("assignments", ["night", "doc_id", "cluster_id"])
     shown = ["cluster_id", "night", "name", "event", "size", "parents", "heirs"]
     clusters = night.lake.read("clusters", shown).to_pylist()
-    return pedigree_picture(order, clusters, moves(known))
+    return pedigree_picture(order, clusters, moves(changes, order))
 
 
 def _label_counts(night: Night, embedded: Embedded) -> dict[str, int]:
     """Tonight's predicted labels of the documents that are new tonight."""
     if embedded.winner is None:
         return {}
-    new = night.lake.read("documents", ["doc_id"], pc.field("night") == night.name)["doc_id"]
-    where = (pc.field("night") == night.name) & pc.field("doc_id").isin(new.combine_chunks())
-    labels = night.lake.read("predictions", ["label"], where)["label"]
-    return dict(Counter(labels.to_pylist()).most_common())
+    tonight = pc.field("night") == night.name
+    new = ids_of(night.lake.read("documents", ["doc_id"], tonight)["doc_id"])
+    said = night.lake.read("predictions", ["doc_id", "label"], tonight)
+    labels = said["label"].filter(pa.array(index_in(ids_of(said["doc_id"]), new) >= 0))
+    counted = Counter({row["values"]: row["counts"] for row in labels.value_counts().to_pylist()})
+    return dict(counted.most_common())
 
 
-def _points(
-    night: Night, embedded: Embedded, where: dict[str, tuple[str, float]], clusters: set[str]
-) -> list[Point]:
+def _points(night: Night, embedded: Embedded, where: Assigned, clusters: set[str]) -> list[Point]:
     """A sample of all documents, laid out in two dimensions."""
     most = night.pipeline.report.map_points
     if embedded.winner is None or not clusters or not most:
         return []
-    lake = night.lake
-    chosen = np.random.default_rng(1).permutation(len(where))[:most]
-    doc_ids = sorted(where)
-    sample = pa.array([doc_ids[one] for one in np.sort(chosen)], pa.string())
-    its = (pc.field("model_id") == embedded.winner.model_id) & pc.field("doc_id").isin(sample)
-    vectors = lake.read("embeddings", ["doc_id", "vector"], its)
+    lake, sample = night.lake, drawn(where.doc_ids, most)
+    its = pc.field("model_id") == embedded.winner.model_id
+    vectors = lake.read_of("embeddings", ["doc_id", "vector"], sample, its)
     rows = vectors["doc_id"].to_pylist()
     if not rows:
         return []
-    said = lake.read("predictions", ["doc_id", "label"], its)
+    said = lake.read_of("predictions", ["doc_id", "label"], sample, its)
     labels = dict(zip(said["doc_id"].to_pylist(), said["label"].to_pylist(), strict=True))
     flat = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     places = place_all(flat.reshape(len(rows), -1))
-    shown = lake.read("documents", ["doc_id", "text", "night"], pc.field("doc_id").isin(sample))
+    shown = lake.read_of("documents", ["doc_id", "text", "night"], sample)
+    held = where.mapping(sample)
     about = {one: rest for one, *rest in zip(*(c.to_pylist() for c in shown.columns), strict=True)}
     return [
-        Point(float(x), float(y), where[one][0], labels.get(one), *about[one])
+        Point(float(x), float(y), held[one][0], labels.get(one), *about[one])
         for one, (x, y) in zip(rows, places, strict=True)
     ]
 

@@ -40,7 +40,7 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
     def encoded() -> Iterator[pa.RecordBatch]:
         for one in (tokenizer, *_answering(night, tokenizer)):
             where = pc.field("night").isin(_nights_without(night, one.digest))
-            documents = lake.read("documents", ["doc_id"], where).num_rows
+            documents = lake.count("documents", where)
             batches = lake.scan("documents", ["doc_id", "text"], where, rows=4096)
             counted = counts if one is tokenizer else dict.fromkeys(counts, 0)
             # A file's last batch is a short one: there may be more than this, and a few seconds.
@@ -132,14 +132,17 @@ def _answering(night: Night, tokenizer: Tokenizer) -> list[Tokenizer]:
 
 def _nights_without(night: Night, tokenizer: str) -> list[str]:
     """Nights whose documents this tokenizer has not encoded: tonight, or all since its last use."""
-    used = night.lake.read("tokens", ["night"], pc.field("tokenizer") == tokenizer)[
-        "night"
-    ].unique()
     numbers = {row["night"]: row["number"] for row in night.lake.nights()} | {
         night.name: night.number
     }
-    before = [numbers[one] for one in used.to_pylist() if one != night.name]
-    return [name for name, number in numbers.items() if number > max(before, default=0)]
+    # The newest first: most nights are found by the files of one of them.
+    its = pc.field("tokenizer") == tokenizer
+    before = next(
+        (number for name, number in sorted(numbers.items(), key=lambda one: -one[1])
+         if name != night.name and night.lake.count("tokens", its & (pc.field("night") == name))),
+        0,
+    )  # fmt: skip
+    return [name for name, number in numbers.items() if number > before]
 
 
 def _encode(

@@ -15,12 +15,13 @@ from nightshift.batches import Documents
 from nightshift.bundle import Model
 from nightshift.corpus import (
     Labelled,
-    current_assignments,
+    assigned,
     current_labels,
     labelled_sides,
     tokens_of,
 )
 from nightshift.discovery import MOST
+from nightshift.ids import ids_of, index_in
 from nightshift.inference import pick_device
 from nightshift.learning import Learned, gather, learn
 from nightshift.nearest import UNASSIGNED
@@ -273,25 +274,31 @@ def _of_no_class(night: Night, tokenizer: Tokenizer, topics: Topics) -> Document
     """
     labels = current_labels(night.lake)
     rows = night.lake.read("documents", ["doc_id"], pc.field("split") != "test")
-    learned = set(rows["doc_id"].to_pylist())
-    members: dict[str, list[str]] = {}
-    for doc_id, (cluster_id, _) in current_assignments(night.lake, but=night.name).items():
-        members.setdefault(cluster_id, []).append(doc_id)
-    members.pop(UNASSIGNED, None)
-    members |= {f"new {place}": topic for place, topic in enumerate(topics)}
-    share = sum(one in learned for one in labels) / max(1, len(learned))
-    silent = [
-        sorted(learned & {*found})
-        for _, found in sorted(members.items())
-        if is_of_no_class(len(found), sum(one in labels for one in found), share)
-    ]
-    pairs = [(one, place) for place, found in enumerate(silent) for one in found]
-    drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(pairs))[:MOST]
-    pairs = [pairs[row] for row in np.sort(drawn)]
-    if not pairs:
+    learned, given = ids_of(rows["doc_id"]), pa.array(labels, pa.string())
+    held = assigned(night.lake, but=night.name)
+    labelled = index_in(held.doc_ids, given) >= 0
+    share = int((index_in(given, learned) >= 0).sum()) / max(1, len(learned))
+    silent: list[pa.Array] = []
+    for place, name in enumerate(held.names):
+        inside = held.places == place
+        if name != UNASSIGNED and is_of_no_class(
+            int(inside.sum()), int((inside & labelled).sum()), share
+        ):
+            silent.append(held.doc_ids.filter(pa.array(inside)))
+    for topic in topics:
+        if is_of_no_class(len(topic), sum(one in labels for one in topic), share):
+            silent.append(pa.array(topic, pa.string()))
+    silent = [found.filter(pa.array(index_in(found, learned) >= 0)) for found in silent]
+    silent = [found.take(pc.call_function("array_sort_indices", [found])) for found in silent]
+    doc_ids = pa.concat_arrays([pa.array([], pa.string()), *silent])
+    places = np.repeat(np.arange(len(silent)), [len(found) for found in silent])
+    drawn = np.random.default_rng(night.pipeline.train.seed).permutation(len(doc_ids))[:MOST]
+    drawn = np.sort(drawn)
+    if not len(drawn):
         return None
-    groups = np.unique([place for _, place in pairs], return_inverse=True)[1].astype(np.int64)
-    return tokens_of(night.lake, tokenizer.digest, [one for one, _ in pairs]).labelled(groups)
+    groups = np.unique(places[drawn], return_inverse=True)[1].astype(np.int64)
+    chosen = doc_ids.take(pa.array(drawn))
+    return tokens_of(night.lake, tokenizer.digest, chosen).labelled(groups)
 
 
 def is_of_no_class(documents: int, labelled: int, share: float) -> bool:

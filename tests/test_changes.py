@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from nightshift.atlas import BUDGET, atlas, bounded, script_json
 from nightshift.changes import by_file, cluster_events, label_changes, place_all, standouts
+from nightshift.corpus import Assigned
 from nightshift.pictures import Point
 from nightshift.similar import followed, nearest, ranked, readers_of, recall_at
 from nightshift.tables import SCHEMAS, Lake, rows_of
@@ -45,6 +47,13 @@ def lake(tmp_path: Path) -> Lake:
     return found
 
 
+def assigned(where: dict[str, tuple[str, float]]) -> Assigned:
+    names = sorted({cluster for cluster, _ in where.values()})
+    places = [names.index(cluster) for cluster, _ in where.values()]
+    far = np.array([distance for _, distance in where.values()], np.float32)
+    return Assigned(pa.array(where, pa.string()), names, np.array(places, np.int32), far)
+
+
 def test_documents_are_counted_by_file_and_by_label_given_or_predicted(lake: Lake) -> None:
     found = by_file(lake, "n2", "m2")
     assert [(one["file"], one["documents"], one["labelled"]) for one in found["files"]] == [
@@ -74,7 +83,7 @@ def test_what_deserves_a_look_is_unsure_far_or_at_odds_with_its_cluster(lake: La
         "e1": ("c-1", 0.2), "e2": ("c-1", 0.9), "e3": ("unassigned", 1.5),
     }  # fmt: skip
     labels = {f"d{n}": "good" for n in range(5)} | {"e1": "good"}
-    found = standouts(lake, "n2", "m2", where, labels)
+    found = standouts(lake, "n2", "m2", assigned(where), labels)
     assert [one["doc_id"] for one in found["unsure"]] == ["e2", "e3", "e1"]
     assert [one["doc_id"] for one in found["surprising"]] == ["e3", "e2", "e1"]
     # Of seven labels in the cluster six are good; e2 is called bad.
@@ -96,9 +105,9 @@ def test_a_new_topic_does_not_fill_the_list_of_surprises(tmp_path: Path) -> None
     ])  # fmt: skip
     where = {one: (cluster, 2.0 - n / 100)
              for n, (one, (cluster, _)) in enumerate(zip(ids, kinds, strict=True))}  # fmt: skip
-    found = standouts(lake, "n1", "m1", where, {})["surprising"]
+    found = standouts(lake, "n1", "m1", assigned(where), {})["surprising"]
     assert [one["doc_id"] for one in found] == ["e00", "e01", "e09", "e10", "e11", "e12"]
-    assert [one["distance"] for one in found[:2]] == [2.0, 1.99]
+    assert [one["distance"] for one in found[:2]] == pytest.approx([2.0, 1.99])
 
 
 def test_clusters_that_grew_most_are_three_at_most() -> None:

@@ -252,11 +252,9 @@ def test_a_number_of_clusters_out_of_bounds_is_refused(given: dict[str, Any]) ->
 
 
 def test_last_nights_clusters_are_where_their_documents_are_tonight() -> None:
-    vectors = np.array([[1, 0], [3, 0], [0, 2], [9, 9]], np.float32)
-    ids, centroids = carried_over(
-        vectors, ["a", "b", "c", "far"], {"c": "c-0001", "a": "c-0002", "b": "c-0002", "gone": "x",
-                                      "far": UNASSIGNED},
-    )  # fmt: skip
+    vectors = np.array([[1, 0], [3, 0], [0, 2], [9, 9], [7, 7]], np.float32)
+    names = [UNASSIGNED, "c-0002", "x", "c-0001"]
+    ids, centroids = carried_over(vectors, np.array([1, 1, 3, 0, -1]), names)
     assert ids == ["c-0001", "c-0002"]
     assert centroids is not None
     assert centroids.tolist() == [[0, 2], [2, 0]]
@@ -265,8 +263,8 @@ def test_last_nights_clusters_are_where_their_documents_are_tonight() -> None:
 
 def test_without_a_last_night_nothing_is_carried_over() -> None:
     vectors = np.ones((2, 3), np.float32)
-    assert carried_over(vectors, ["a", "b"], {}) == ([], None)
-    assert carried_over(vectors, ["a", "b"], {"gone": "c-0001"}) == ([], None)
+    assert carried_over(vectors, np.array([-1, -1]), []) == ([], None)
+    assert carried_over(vectors, np.array([-1, -1]), ["c-0001"]) == ([], None)
 
 
 def test_clusters_of_two_far_groups_are_good_and_there_again_in_either_half() -> None:

@@ -235,7 +235,7 @@ def test_duplicates_and_reused_ids_are_known_across_nights(lake: Lake) -> None:
 
 def test_a_night_that_is_repeated_does_not_know_its_own_rows(lake: Lake) -> None:
     known = known_before(lake, "n1", with_ids=True)
-    assert (known.by_content, known.labels, known.content_of) == ({}, {}, {})
+    assert len(known) == 0
     again = take(row(1, "one", "x", "a"), row(2, "two", None, "b"), into=intake(known))
     assert pairs(again.documents, "doc_id") == [("a",), ("b",)]
 
@@ -250,8 +250,8 @@ def test_labels_given_on_earlier_nights_are_no_news(lake: Lake) -> None:
 
 
 def test_ids_are_remembered_only_where_the_source_names_its_documents(lake: Lake) -> None:
-    assert known_before(lake, "n2", with_ids=False).content_of == {}
-    assert known_before(lake, "n2", with_ids=True).content_of == {
-        "a": content_digest("one"),
-        "b": content_digest("two"),
-    }
+    ids = [content_digest(one) for one in ("a", "b")]
+    nameless, named = (known_before(lake, "n2", with_ids=with_ids) for with_ids in (False, True))
+    assert [nameless.reused(one, content_digest("else")) for one in ids] == [False, False]
+    assert [named.reused(one, content_digest("else")) for one in ids] == [True, True]
+    assert not named.reused(ids[0], content_digest("one"))

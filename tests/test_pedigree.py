@@ -4,6 +4,7 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+import pyarrow as pa
 import pytest
 
 from nightshift.identity import UNASSIGNED
@@ -40,8 +41,13 @@ ROWS = [
 ]
 
 
+def table(changes: list[Any]) -> pa.Table:
+    names = ("night", "doc_id", "cluster_id")
+    return pa.table({name: [one[place] for one in changes] for place, name in enumerate(names)})
+
+
 def drawn(nights: list[str], rows: list[dict[str, Any]], changes: list[Any]) -> ElementTree.Element:
-    return ElementTree.fromstring(pedigree_picture(nights, rows, moves(changes)))
+    return ElementTree.fromstring(pedigree_picture(nights, rows, moves(table(changes), nights)))
 
 
 def titled(picture: ElementTree.Element) -> dict[str, ElementTree.Element]:
@@ -77,7 +83,7 @@ def marks(picture: ElementTree.Element) -> list[str]:
 
 
 def test_moves_count_documents_by_where_they_came_from() -> None:
-    assert moves(CHANGES) == {
+    assert moves(table(CHANGES), NIGHTS) == {
         "n1": {(None, "A"): 6, (None, "B"): 4, (None, UNASSIGNED): 1},
         "n2": {("A", "C"): 2, ("B", "A"): 4, (None, "C"): 1, (UNASSIGNED, "A"): 1},
     }
@@ -85,7 +91,11 @@ def test_moves_count_documents_by_where_they_came_from() -> None:
 
 def test_the_unassigned_are_those_who_came_without_those_who_left() -> None:
     changes = [("n1", "x", UNASSIGNED), ("n1", "y", UNASSIGNED), ("n3", "x", "A")]
-    assert unassigned(["n1", "n2", "n3"], moves(changes)) == {"n1": 2, "n2": 2, "n3": 1}
+    assert unassigned(["n1", "n2", "n3"], moves(table(changes), ["n1", "n2", "n3"])) == {
+        "n1": 2,
+        "n2": 2,
+        "n3": 1,
+    }
 
 
 # --- what is drawn --------------------------------------------------------------------------
@@ -247,6 +257,6 @@ def test_what_is_no_name_of_a_cluster_is_said_in_both_languages() -> None:
 
 
 def test_the_picture_brings_its_own_light_and_dark() -> None:
-    picture = pedigree_picture(NIGHTS, ROWS, moves(CHANGES))
+    picture = pedigree_picture(NIGHTS, ROWS, moves(table(CHANGES), NIGHTS))
     assert "prefers-color-scheme:dark" in picture
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", picture)

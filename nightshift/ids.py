@@ -1,0 +1,52 @@
+"""Columns of documents' ids: where they stand, and which of them chance draws.
+
+A million ids are some 30 MB to Arrow, and ten times that as Python's strings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LARGE = 200_000
+"""Documents from which on a sample is drawn in the order in which they came: to sort all their ids
+would take longer than all else."""
+
+
+def index_in(values: pa.Array, among: pa.Array) -> np.ndarray:
+    """Where each value stands among others, -1 for nowhere, int64."""
+    found = pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=among))
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def ids_of(rows: pa.ChunkedArray) -> pa.Array:
+    """A column of strings in one piece."""
+    return pa.concat_arrays(rows.chunks) if rows.num_chunks else pa.array([], pa.string())
+
+
+def drawn(doc_ids: pa.Array, most: int, seed: int = 1) -> pa.Array:
+    """At most so many documents by chance, sorted by their ids; of a large corpus that grows,
+    mostly the same."""
+    if len(doc_ids) > LARGE:
+        some = doc_ids.take(pa.array(steady(len(doc_ids), most)))
+        return some.take(pc.call_function("array_sort_indices", [some]))
+    ordered = doc_ids.take(pc.call_function("array_sort_indices", [doc_ids]))
+    chosen = np.random.default_rng(seed).permutation(len(ordered))[:most]
+    return ordered.take(pa.array(np.sort(chosen)))
+
+
+def steady(count: int, most: int) -> np.ndarray:
+    """Rows drawn by chance, about so many, ascending int64; all where there are no more.
+
+    Chance is a row's own: of a corpus that grows, the same documents are drawn every night, and
+    clusters do not move for the draw.
+    """
+    rows = np.arange(count, dtype=np.int64)
+    if count <= most:
+        return rows
+    # A multiplicative hash (Knuth 1973): the high bits of its products are spread evenly.
+    chance = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    chance ^= chance >> np.uint64(29)
+    chance *= np.uint64(0xBF58476D1CE4E5B9)
+    return rows[(chance >> np.uint64(32)) < np.uint64(int(most / count * 2**32))]
