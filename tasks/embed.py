@@ -40,12 +40,14 @@ class Embedded(Outcome):
 def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
     """Classify and embed what is new; everything, if another model answers from tonight on."""
     lake, winner = night.lake, promoted.winner
-    model = night.load(winner) if winner else None
+    # Where nobody waits for an answer, the model stays where it is.
+    unseen = _unseen(night, winner) if winner else pc.scalar(False)
+    model = night.load(winner) if winner and lake.count("documents", unseen) else None
     with ExitStack() as stack:
         predictions = stack.enter_context(lake.writer("predictions", night.name))
         embeddings = stack.enter_context(lake.writer("embeddings", night.name))
         if model is not None and winner is not None:
-            for doc_ids, answers in _answers(night, model, _unseen(night, winner)):
+            for doc_ids, answers in _answers(night, model, unseen):
                 embeddings.write(_embeddings(doc_ids, answers, winner.model_id))
                 if answers.probabilities is not None:
                     predictions.write(_predictions(doc_ids, answers, model, winner.model_id))

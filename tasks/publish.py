@@ -13,7 +13,7 @@ from nightshift.errors import PassingError
 from nightshift.pipeline import config_digest
 from nightshift.tables import SCHEMAS
 
-from .cluster import Clustered, clusters_config, clusters_of, quality_of
+from .cluster import Clustered, clusters_config, clusters_of, living, quality_of
 from .embed import Embedded
 from .evaluate import Evaluated
 from .ingest import Ingested
@@ -56,7 +56,9 @@ def publish(
     reported: Reported,
 ) -> Published:
     """Register what changed, commit the night, then let the aliases follow."""
-    champion = _register(night, embedded.winner, with_clusters=True)
+    champion = _as_before(night, embedded.winner)
+    if champion is None:
+        champion = _register(night, embedded.winner, with_clusters=True)
     challenger = champion
     if trained.challenger is not None and not promoted.promoted:
         challenger = _register(night, trained.challenger, with_clusters=False)
@@ -138,6 +140,20 @@ def follow(uri: str, pipeline: str, champion: int | None, challenger: int | None
 def _short(scores: dict[str, Any] | None) -> dict[str, float] | None:
     keys = ("rows", "accuracy", "macro_f1", "log_loss", "calibration_error")
     return {key: scores[key] for key in keys} if scores else None
+
+
+def _as_before(night: Night, winner: ModelRef | None) -> int | None:
+    """The version that answers already, where model, clusters and code are last night's."""
+    last = night.previous
+    if last is None or winner is None or night.champion is None:
+        return None
+    same = (winner.model_id, code_version()) == (night.champion.model_id, last["code_version"])
+    told = ("cluster_id", "name", "keywords", "centroid", "scale", "radius")
+    now, then = (
+        [[row[key] for key in told] for row in living(night.lake, one)]
+        for one in (night.name, last["night"])
+    )
+    return last["registry_version"] if same and now == then else None
 
 
 def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | None:

@@ -7,10 +7,13 @@ import os
 import re
 import textwrap
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -33,7 +36,7 @@ from .evaluate import Evaluated
 from .ingest import Files, Ingested
 from .promote import Promoted
 from .reviewed import reviewed, sentences
-from .stage import Night, Outcome, stage
+from .stage import Night, Outcome, code_digest, stage
 from .tokens import Tokens
 from .train import Trained
 from .why import explained, shift_and_drift
@@ -169,7 +172,10 @@ def write_page(
         shift=shift,
         drift=drift,
         standouts=look,
-        explained=explained(night, embedded.winner, _in_turn(look, details, changes)),
+        # The same answers of the same model stand explained on last night's page.
+        explained=explained(night, embedded.winner, _in_turn(look, details, changes))
+        if ingested.documents.rows or ingested.labels.rows or model_id != before
+        else [],
         notes=[
             *sentences(reviewed(night, trained, evaluated)),
             *_notes(night, files, ingested, tokens, evaluated, clustered),
@@ -333,7 +339,7 @@ def _points(night: Night, embedded: Embedded, where: Assigned, clusters: set[str
     said = lake.read_of("predictions", ["doc_id", "label"], sample, its)
     labels = dict(zip(said["doc_id"].to_pylist(), said["label"].to_pylist(), strict=True))
     flat = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    places = place_all(flat.reshape(len(rows), -1))
+    places = _places(night, flat.reshape(len(rows), -1))
     shown = lake.read_of("documents", ["doc_id", "text", "night"], sample)
     held = where.mapping(sample)
     about = {one: rest for one, *rest in zip(*(c.to_pylist() for c in shown.columns), strict=True)}
@@ -341,6 +347,28 @@ def _points(night: Night, embedded: Embedded, where: Assigned, clusters: set[str
         Point(float(x), float(y), held[one][0], labels.get(one), *about[one])
         for one, (x, y) in zip(rows, places, strict=True)
     ]
+
+
+def _places(night: Night, vectors: np.ndarray) -> np.ndarray:
+    """Places of vectors in the plane; those of the newest map are kept beside the pages, numbers
+    alone, for a night that has the same vectors."""
+    digest = blake2b(np.ascontiguousarray(vectors).data, digest_size=16).hexdigest()
+    folder = Path(night.settings.reports) / night.pipeline_name
+    file = folder / f".map-{digest}-{code_digest()}.npy"
+    if file.exists():
+        with suppress(OSError, ValueError):
+            found = np.load(file, allow_pickle=False)
+            if found.shape == (len(vectors), 2):
+                return found
+    found = place_all(vectors)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(".map-*"):
+        old.unlink(missing_ok=True)
+    beside = file.with_suffix(".part")
+    with beside.open("wb") as out:
+        np.save(out, found)
+    beside.replace(file)
+    return found
 
 
 def _spoken(reason: str) -> Both:
