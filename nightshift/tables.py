@@ -128,8 +128,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ]),
 }  # fmt: skip
 
-ROW_GROUP, AHEAD = 65_536, 2
-"""Rows of a file that are written together; batches that are read ahead."""
+ROW_GROUP, GROUP_BYTES, AHEAD = 65_536, 64 << 20, 2
+"""Rows of a file that are written together, and bytes of them; batches that are read ahead."""
 _JSON = ("versions", "figures", "manifest")
 """Columns of `nights` that are parsed when read."""
 
@@ -546,6 +546,7 @@ class NightWriter:
         self._path = f"night={night}/part-{uuid4()}.parquet"
         self._digest = Digest()
         self._held: list[pa.RecordBatch] = []
+        self._bytes = 0
         self._file: Any = None
 
     def __enter__(self) -> NightWriter:
@@ -565,7 +566,9 @@ class NightWriter:
         self._held.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._digest.feed(self._held[-1])
         # Small batches are gathered, since each becomes a row group of the file.
-        if sum(one.num_rows for one in self._held) >= ROW_GROUP:
+        self._bytes += self._held[-1].nbytes
+        rows = sum(one.num_rows for one in self._held)
+        if rows >= ROW_GROUP or self._bytes >= GROUP_BYTES:
             self._flush()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -599,7 +602,7 @@ class NightWriter:
         import pyarrow.parquet as pq
 
         rows = pa.concat_batches(self._held) if self._held else None
-        self._held = []
+        self._held, self._bytes = [], 0
         if rows is None or not rows.num_rows:
             return
         with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):

@@ -1,0 +1,174 @@
+"""Vectors in a file give what vectors in memory give, and a corpus larger than memory is worked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from nightshift.chunks import Held, Spooled, cores, each
+from nightshift.clustering import ClusterConfig, cluster, settle
+from nightshift.ids import drawn, index_in, steady
+from nightshift.nearest import Cells, unit
+
+
+def cloud(count: int, seed: int = 1) -> np.ndarray:
+    """Five groups of unit vectors."""
+    random = np.random.default_rng(seed)
+    ends = np.eye(8, dtype=np.float32)[random.integers(5, size=count)]
+    return unit(ends + random.normal(0, 0.2, ends.shape)).astype(np.float32)
+
+
+def test_vectors_in_a_file_are_those_that_were_put_there() -> None:
+    vectors = cloud(1000)
+    spooled = Spooled(vectors[start : start + 300] for start in range(0, 1000, 300))
+    assert (len(spooled), spooled.width) == (1000, 8)
+    assert [len(one) for one in spooled.chunks(400)] == [400, 400, 200]
+    assert np.array_equal(np.concatenate([*spooled.chunks(400)]), vectors)
+    rows = np.array([999, 0, 500, 0])
+    assert np.array_equal(spooled.take(rows), vectors[rows])
+    assert len(Spooled([])) == 0
+
+
+def test_clusters_of_vectors_in_a_file_are_those_of_vectors_in_memory() -> None:
+    vectors, config = cloud(3000), ClusterConfig(k=5, minibatch_above=1000)
+    one, two = cluster(vectors, config), cluster(Spooled([vectors]), config)
+    assert np.array_equal(one.places, two.places)
+    assert np.array_equal(one.distances, two.distances)
+    assert one.cells.centroids.tobytes() == two.cells.centroids.tobytes()
+    assert one.figures == two.figures
+
+
+def test_a_round_over_chunks_finds_the_means_of_all() -> None:
+    class Small(Held):
+        def chunks(self, rows: int = 7):
+            yield from super().chunks(min(rows, 7))
+
+    vectors = np.array([[0, 1], [0, 3], [4, 0], [6, 0], [8, 0]] * 4, np.float32)
+    cells = settle(Small(vectors), Cells.of(np.array([[0, 2.5], [5, 0]], np.float32)))
+    assert cells.centroids.tolist() == [[0, 2], [6, 0]]
+
+
+def test_a_large_corpus_is_clustered_by_a_sample_and_assigned_whole() -> None:
+    vectors = cloud(5000)
+    whole = cluster(vectors, ClusterConfig(k=5))
+    by_some = cluster(vectors, ClusterConfig(k=5, minibatch_above=1000))
+    near = unit(whole.cells.centroids) @ unit(by_some.cells.centroids).T
+    assert (near.max(1) > 0.995).all()
+    assert len(by_some.places) == 5000
+
+
+def test_chunks_come_back_in_order_and_few_are_in_memory_at_once() -> None:
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def made():
+        nonlocal alive, most
+        for number in range(50):
+            with lock:
+                alive += 1
+                most = max(most, alive)
+            yield np.array([number])
+
+    def work(chunk: np.ndarray) -> int:
+        return int(chunk[0]) ** 2
+
+    found: list[int] = []
+    for one in each(work, made()):
+        found.append(one)
+        with lock:
+            alive -= 1
+    assert found == [number**2 for number in range(50)]
+    assert most <= cores() + 1
+
+
+def test_a_sample_of_a_growing_corpus_stays_the_same_but_for_its_share() -> None:
+    before, after = steady(100_000, 10_000), steady(101_000, 10_000)
+    assert abs(len(before) - 10_000) < 300
+    kept = np.isin(after[after < 100_000], before)
+    assert kept.all()  # a smaller share of each row's own chance
+    assert np.isin(before, after).mean() > 0.98
+    assert steady(5, 10).tolist() == [0, 1, 2, 3, 4]
+    # Spread evenly, whatever the rows' numbers have in common.
+    assert [abs((before % 7 == rest).mean() - 1 / 7) < 0.02 for rest in range(7)] == [True] * 7
+
+
+def test_documents_are_drawn_in_the_order_of_their_ids() -> None:
+    ids = pa.array(["d", "a", "c", "b"])
+    assert drawn(ids, 9).to_pylist() == ["a", "b", "c", "d"]
+    assert len(drawn(ids, 2)) == 2
+    assert index_in(pa.array(["b", "x"]), ids).tolist() == [3, -1]
+
+
+STARVED = """
+import resource, sys
+import numpy as np, pyarrow as pa
+from tasks.cluster import _vectors
+from tasks.embed import Embedded
+import sklearn.cluster, sklearn.metrics, scipy.sparse
+from nightshift.clustering import ClusterConfig, cluster
+from nightshift.corpus import assigned, texts_of
+from nightshift.intake import known_before
+from nightshift.tables import Lake, TableRef
+from tasks.stage import ModelRef
+
+lake, rooms, whole = Lake(sys.argv[1], "p"), int(sys.argv[2]) << 20, int(sys.argv[3])
+rows, width, wide = 300_000, 256, 100_000
+random = np.random.default_rng(1)
+size = next(int(line.split()[1]) << 10 for line in open("/proc/self/status")
+            if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (size + rooms, size + rooms))
+parts = []
+with lake.writer("documents", "n1") as documents:
+    for start in range(0, 4_000, 100):
+        text = [random.bytes(wide // 2).hex() for _ in range(100)]
+        ids = [f"{start + row:032x}" for row in range(100)]
+        documents.write([{"doc_id": one, "text": said, "content_digest": one, "split": "train"}
+                         for one, said in zip(ids, text)])
+        parts += text if whole else []
+del text
+assert len(known_before(lake, "n2", False)) == 4_000
+assert len(texts_of(lake, [f"{row:032x}" for row in range(0, 4_000, 400)])) == 10
+with lake.writer("embeddings", "n1") as embeddings:
+    for start in range(0, rows, 10_000):
+        own = np.eye(8, width, dtype=np.float32)[random.integers(8, size=10_000)]
+        own += random.normal(0, 0.02, own.shape).astype(np.float32)
+        offsets = pa.array(np.arange(0, 10_001 * width, width, dtype=np.int32))
+        embeddings.write(pa.RecordBatch.from_pydict({
+            "doc_id": [f"{row:032x}" for row in range(start, start + 10_000)],
+            "vector": pa.ListArray.from_arrays(offsets, pa.array(own.ravel())),
+            "model_id": ["m"] * 10_000}))
+none = TableRef("t", 0, 0, "")
+winner = ModelRef(model_id="m", uri="", kind="network")
+embedded = Embedded(predictions=none.as_json(), embeddings=none.as_json(), winner=winner)
+doc_ids, vectors = _vectors(lake, embedded)
+found = cluster(vectors, ClusterConfig(k=8, minibatch_above=20_000))
+print(len(doc_ids), len(found.cells), sorted(np.bincount(found.places + 1)[1:] > 30_000))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
+def test_a_corpus_of_700_mb_is_worked_in_less_memory_than_it_takes(tmp_path: Path) -> None:
+    """400 MB of texts and 300 MB of vectors, in what is left of 260 MB beside the imports."""
+    done = starved(tmp_path / "streamed", whole=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split(maxsplit=2)[:2] == ["300000", "8"]
+    # The same with the texts held is too much, or the limit would tell nothing.
+    held = starved(tmp_path / "held", whole=True)
+    assert held.returncode != 0
+    assert "MemoryError" in held.stderr or "malloc" in held.stderr or held.returncode < 0
+
+
+def starved(folder: Path, whole: bool) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "2",
+    }  # fmt: skip
+    command = [sys.executable, "-c", STARVED, str(folder), "260", str(int(whole))]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
