@@ -279,11 +279,17 @@ def _disagreeing(
     odd = np.flatnonzero(
         (called >= 0) & (places >= 0) & (purity[places] >= PURE) & (usual[places] != called)
     )
-    ids = tonight.take(pa.array(odd))
-    distances = where.distances[where.rows_of(ids)].tolist()
+    far = where.distances[where.rows_of(tonight)[odd]]
+    first = np.lexsort((far, -purity[places[odd]]))[:DOZEN]
+    if len(first):
+        # Of equal ones the lower id comes first: whoever is as good as the last is looked at.
+        last = (-purity[places[odd[first[-1]]]], far[first[-1]])
+        keys = np.stack([-purity[places[odd]], far])
+        first = np.flatnonzero((keys[0] < last[0]) | ((keys[0] == last[0]) & (keys[1] <= last[1])))
+    ids = tonight.take(pa.array(odd[first])).to_pylist()
     found = sorted(
-        (-float(purity[places[row]]), far, one, int(row))
-        for row, far, one in zip(odd, distances, ids.to_pylist(), strict=True)
+        (-float(purity[places[row]]), float(apart), one, int(row))
+        for row, apart, one in zip(odd[first], far[first], ids, strict=True)
     )
     return [
         {"doc_id": one, "usual": names[usual[places[row]]], "purity": -purity}

@@ -128,7 +128,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ]),
 }  # fmt: skip
 
-ROW_GROUP, GROUP_BYTES, AHEAD = 65_536, 64 << 20, 2
+ROW_GROUP, GROUP_BYTES, AHEAD = 65_536, 32 << 20, 2
 """Rows of a file that are written together, and bytes of them; batches that are read ahead."""
 _JSON = ("versions", "figures", "manifest")
 """Columns of `nights` that are parsed when read."""
@@ -330,8 +330,10 @@ class Lake:
             ordered = ds.FileSystemDataset(pieces, whole.schema, pieces[0].format, whole.filesystem)
             for batch in ordered.to_batches(
                 columns=columns, filter=where, batch_size=rows,
-                # Whoever reads is slower than the disk: what is read ahead would only lie there.
+                # Whoever reads is slower than the disk: what is read ahead would only lie there,
+                # and what is fetched ahead is a whole file.
                 batch_readahead=AHEAD, fragment_readahead=1,
+                fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=not self._is_local),
             ):  # fmt: skip
                 if batch.num_rows:
                     yield batch
@@ -495,8 +497,14 @@ class Lake:
         """
         from pyarrow import fs
 
+        if not self._is_local:
+            return None
         folder = self._at(table).removeprefix("file://")
-        return None if "://" in folder else fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
+        return fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in self.root.removeprefix("file://")
 
     def _at(self, table: str) -> str:
         return f"{self.root}/{table}"
