@@ -609,16 +609,16 @@ class NightWriter:
     def _flush(self) -> None:
         import pyarrow.parquet as pq
 
-        rows = pa.concat_batches(self._held) if self._held else None
+        rows = pa.Table.from_batches(self._held, self._schema)
         self._held, self._bytes = [], 0
-        if rows is None or not rows.num_rows:
+        if not rows.num_rows:
             return
         with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
             if self._file is None:
                 self._file = pq.ParquetWriter(
                     self._path, self._schema, filesystem=self._store, compression="zstd"
                 )
-            self._file.write_batch(rows, row_group_size=ROW_GROUP)
+            self._file.write_table(rows, row_group_size=ROW_GROUP)
 
     def _added(self) -> list[Any]:
         if self._file is None:
