@@ -255,3 +255,17 @@ def test_ids_are_remembered_only_where_the_source_names_its_documents(lake: Lake
     assert [nameless.reused(one, content_digest("else")) for one in ids] == [False, False]
     assert [named.reused(one, content_digest("else")) for one in ids] == [True, True]
     assert not named.reused(ids[0], content_digest("one"))
+
+
+def test_texts_are_known_again_when_they_are_too_many_for_a_mapping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nightshift.known.RECENT", 10)
+    into = intake()
+    take(*(row(n, f"text {n}", "x", f"i{n}") for n in range(95)), into=into)
+    again = take(*(row(n, f"text {n}", "y") for n in range(0, 95, 7)), row(9, "new"), into=into)
+    assert pairs(again.duplicates, "doc_id") == [(f"i{n}",) for n in range(0, 95, 7)]
+    assert [one["label"] for one in again.labels] == ["y"] * 14
+    assert pairs(again.documents, "text") == [("new",)]
+    reused = take(row(1, "another", None, "i50"), into=into)
+    assert pairs(reused.rejects, "reason") == [(ID_REUSED,)]
