@@ -58,6 +58,11 @@ class ComputeConfig(Config):
     """Processes that train one network together, each on its share of every batch; 1 trains in the
     night's own process. Fewer train on while fewer find room."""
 
+    def about(self) -> dict[str, str]:
+        """What a night's numbers may depend on, in words; nothing where they cannot."""
+        several = self.engine == "ray" and self.workers > 1
+        return {"training": f"{self.workers} workers of a Ray cluster"} if several else {}
+
 
 class Source(Protocol[Out]):
     """Rows to work on: streamed here, or as shards that others read; the same chunks either way."""
@@ -161,7 +166,7 @@ def _own_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 @contextmanager

@@ -133,6 +133,9 @@ def test_the_engine_is_no_part_of_what_a_night_is() -> None:
     plain = Pipeline.model_validate(declared)
     spread_out = Pipeline.model_validate({**declared, "compute": {"engine": "ray", "workers": 4}})
     assert config_digest(plain) == config_digest(spread_out)
+    # But the manifest tells what a replay on one machine would find otherwise.
+    assert spread_out.compute.about() == {"training": "4 workers of a Ray cluster"}
+    assert plain.compute.about() == ComputeConfig(engine="ray").about() == {}
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "a:b@head:6379", "head:x"])
