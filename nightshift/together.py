@@ -11,7 +11,6 @@ to `training.fit` as they are made, which measures and stops as ever.
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import socket
 from collections.abc import Iterator
@@ -75,8 +74,8 @@ def _together(
     device, needs = room(ray, recipe.device, like["threads"])
     recipe = recipe.model_copy(update={"device": device})
     # Token ids and labels of the training rows: once for each node, by Ray's shared memory.
-    job = ray.put((_packed(network), train, recipe))
     answering = copy.deepcopy(network)
+    job = ray.put((copy.deepcopy(network).cpu(), train, recipe))
     state, told, index, lost = None, None, 0, 0
     group: list[Any] = []
     try:
@@ -205,7 +204,7 @@ class _Member(Team):
             world_size=size, timeout=timedelta(seconds=SILENCE_SECONDS),
         )  # fmt: skip
         self._used: list[nn.Parameter] | None = None
-        self._run = Run(_unpacked(network).to(device), train, recipe, device, self)
+        self._run = Run(copy.deepcopy(network).to(device), train, recipe, device, self)
         if state is not None:
             self._run.load(state)
 
@@ -256,14 +255,3 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_on_cpu(one) for one in value)
     return value
-
-
-def _packed(network: Network) -> bytes:
-    sink = io.BytesIO()
-    torch.save(network, sink)
-    return sink.getvalue()
-
-
-def _unpacked(packed: bytes) -> Network:
-    # Of this very night's own making.
-    return torch.load(io.BytesIO(packed), weights_only=False, map_location="cpu")
