@@ -49,7 +49,7 @@ from .recipe import (
 )
 from .tables import Lake
 from .tokenizer import Tokenizer
-from .training import Epoch, fit, refit
+from .training import Epoch, Passes, fit, refit
 from .wide import Wide
 from .wordvectors import Start, frequencies, from_corpus, from_file
 
@@ -153,11 +153,16 @@ def _side(lake: Lake, tokenizer: Tokenizer, labelled: Labelled, classes: list[st
 
 
 def learn(
-    material: Material, recipe: Recipe, champion: Model | None = None, watch: Watch = unwatched
+    material: Material,
+    recipe: Recipe,
+    champion: Model | None = None,
+    watch: Watch = unwatched,
+    passes: Passes | None = None,
 ) -> Iterator[Pass | Epoch | Learned]:
     """Learn a model; see the module.
 
-    Args: a champion to start from, where `train.warm_start` asks for it and its network fits.
+    Args: a champion to start from, where `train.warm_start` asks for it and its network fits; how
+    the classifier's passes are made, unless in this process.
     Raises: TrainingError, and ConfigError for word vectors, a pretrained encoder or a positive
     class that do not exist.
     """
@@ -220,7 +225,7 @@ def learn(
         train = train.model_copy(update={"layer_decay": 1.0})
     epochs: list[Epoch] = []
     with seconds("train"):
-        for epoch in fit(build, rows, held, train, watch):
+        for epoch in fit(build, rows, held, train, watch, passes):
             epochs.append(epoch)
             yield epoch
     network = epochs[-1].network
@@ -235,7 +240,7 @@ def learn(
         losses = [one.validation_loss for one in epochs[: best.index]]
         log.info("train     once more with the validation rows, %d passes", best.index)
         with seconds("refit"):
-            again = refit(build, rows.join(held), best.config, losses, watch)
+            again = refit(build, rows.join(held), best.config, losses, watch, passes)
             if again is not None:
                 grow_head(again, outputs, material.classes)
                 learned = replace(

@@ -32,7 +32,7 @@ def machine(device: str = "auto") -> dict[str, Any]:
 
     return {
         "python": platform.python_version(),
-        **{name: found for name in LIBRARIES if (found := _version(name))},
+        **{name: found for name in LIBRARIES if (found := installed(name))},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "vector_units": torch.backends.cpu.get_cpu_capability(),
@@ -55,7 +55,8 @@ def _device(wanted: str) -> str:
     return torch.cuda.get_device_name(there) if there.type == "cuda" else str(there)
 
 
-def _version(library: str) -> str | None:
+def installed(library: str) -> str | None:
+    """The version of a library; None where it is not installed."""
     with suppress(PackageNotFoundError):
         return version(library)
     return None

@@ -114,6 +114,21 @@ class Schedule:
         if self._plateau is not None and self._done >= self._warm:
             self._plateau.step(validation_loss)
 
+    def state(self) -> dict[str, Any]:
+        """What `load` goes on from, in a schedule of the same declaration."""
+        return {
+            "done": self._done,
+            "each": self._each.state_dict(),
+            "plateau": self._plateau and self._plateau.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from where another one was; the optimizer's rates are its own to load."""
+        self._done = state["done"]
+        self._each.load_state_dict(state["each"])
+        if self._plateau is not None:
+            self._plateau.load(state["plateau"])
+
     def _constant(self, step: int) -> float:
         return min(1.0, (step + 1) / self._warm)
 
@@ -137,6 +152,12 @@ class _Plateau:
             self._bad = 0
             self._schedule.base_lrs = [PLATEAU_FACTOR * one for one in self._schedule.base_lrs]
 
+    def state(self) -> tuple[float, int]:
+        return self._best, self._bad
+
+    def load(self, state: tuple[float, int]) -> None:
+        self._best, self._bad = state
+
 
 class Average:
     """Averaged weights: none, an exponential mean (Polyak), or of the last steps (SWA)."""
@@ -156,6 +177,16 @@ class Average:
             self._kind == "swa" and self._done > (1 - SWA_SHARE) * self._steps
         ):
             self._model.update_parameters(network)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` goes on from."""
+        return {"done": self._done, "model": self._model and self._model.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from where another one was."""
+        self._done = state["done"]
+        if self._model is not None:
+            self._model.load_state_dict(state["model"])
 
     def of(self, network: Network) -> Network:
         """What answers: the average where there is one by now, else the network itself."""

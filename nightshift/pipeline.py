@@ -13,6 +13,7 @@ from .alerts import AlertConfig
 from .checks import ChecksConfig
 from .cleaning import CleaningConfig
 from .clustering import ClusterConfig
+from .compute import ComputeConfig
 from .config import Config, build, expand_variables, merge, nearest, read_yaml
 from .errors import ConfigError
 from .evaluation import EvaluationConfig
@@ -29,7 +30,7 @@ from .tables import digest_of
 from .tokenizer import TokenizerConfig
 from .triggers import TriggersConfig
 
-OF_NO_NIGHT = {"webhook", "alerts", "keep", "tune", "schedule", "triggers"}
+OF_NO_NIGHT = {"webhook", "alerts", "keep", "tune", "schedule", "triggers", "compute"}
 """Keys that change nothing in a night's tables; secrets stand in some of them."""
 MOST_BYTES = 4 << 20
 """Of a pipelines file; what is longer is something else, and may have no end."""
@@ -79,6 +80,8 @@ class Pipeline(Config):
     """What stays of past nights."""
     alerts: AlertConfig = AlertConfig()
     """What is told to people at once, and how it reaches them."""
+    compute: ComputeConfig = ComputeConfig()
+    """Where a night is computed."""
     when_busy: Literal["wait", "leave"] = "wait"
     """What a second night of this pipeline does while one runs."""
     webhook: SecretStr | None = None

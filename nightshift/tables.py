@@ -7,6 +7,7 @@ outside the night see only the versions that a row of `nights` names: that row i
 from __future__ import annotations
 
 import json
+import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -170,6 +171,17 @@ class TableRef:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of one row group of one file of a table's version: what a shard is read from."""
+
+    version: int
+    path: str
+    group: int
+    first: int
+    rows: int
+
+
 class Lake:
     """The tables of one pipeline, at `<uri>/<pipeline>/<table>`.
 
@@ -323,8 +335,7 @@ class Lake:
         if whole is None:
             return
         with passing(f"reading table '{table}' at {self._at(table)}"):
-            # One file a night: by folder, so that nights come in the order of their names.
-            pieces = sorted(whole.get_fragments(filter=where), key=lambda one: one.path)
+            pieces = _in_order(whole, where)
             if not pieces:
                 return
             ordered = ds.FileSystemDataset(pieces, whole.schema, pieces[0].format, whole.filesystem)
@@ -344,7 +355,63 @@ class Lake:
         if opened is None:
             return None
         with passing(f"reading table '{table}' at {self._at(table)}"):
-            return opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
+            return self._as_dataset(table, opened)
+
+    def stretches(self, table: str, rows: int, where: pc.Expression | None = None) -> list[Stretch]:
+        """What `scan` reads, in its order and with its cuts, as references that others may read.
+
+        Args: rows of a stretch, at most; those whose file or row group can hold none are left out.
+        """
+        opened = self._open(table, None)
+        if opened is None:
+            return []
+        with passing(f"reading table '{table}' at {self._at(table)}"):
+            return [
+                Stretch(opened.version(), piece.path, group.id, first, min(rows, count - first))
+                for piece in _in_order(self._as_dataset(table, opened), where)
+                for part in piece.split_by_row_group(where, SCHEMAS[table])
+                for group in part.row_groups
+                for count in [group.num_rows]
+                for first in range(0, count, rows)
+            ]
+
+    def read_stretch(
+        self,
+        table: str,
+        stretch: Stretch,
+        columns: list[str],
+        where: pc.Expression | None = None,
+        of: tuple[str, ...] = (),
+        rows: int = ROW_GROUP,
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of a stretch that fit, as `scan` yields them, from any process.
+
+        Args: the condition, and the columns that it is `of`, beside `columns` and the night.
+        Raises: ConfigError where the table, or its file, is not to be seen from here.
+        """
+        import pyarrow.dataset as ds
+
+        opened = self._open(table, stretch.version)
+        with passing(f"reading table '{table}' at {self._at(table)}"):
+            files = [] if opened is None else _in_order(self._as_dataset(table, opened))
+            found = next((one for one in files if one.path == stretch.path), None)
+            if found is None:
+                raise ConfigError(
+                    f"table '{table}' at {self._at(table)}: found none on {platform.node()}, "
+                    "though the night has it. Machines that share a lake need an object store, or "
+                    "a folder that all mount at the same place. Change `lake`, or write "
+                    "`compute: {engine: local}`."
+                )
+            needed = list(dict.fromkeys([*columns, *of, "night"]))
+            group = found.subset(row_group_ids=[stretch.group])
+            whole = group.to_table(schema=SCHEMAS[table], columns=needed, use_threads=False)
+            whole = whole.slice(stretch.first, stretch.rows)
+            for first in range(0, whole.num_rows, rows):
+                # First cut, then filtered, as a scan does it: chunks are the same then.
+                part = whole.slice(first, rows)
+                if where is not None:
+                    part = ds.dataset(part).to_table(filter=where)
+                yield from part.select(columns).combine_chunks().to_batches()
 
     def read(
         self,
@@ -489,6 +556,9 @@ class Lake:
             row["outputs"], row["figures"] = json.loads(row["outputs"]), json.loads(row["figures"])
         return {row["stage"]: row for row in sorted(rows, key=lambda row: row["at"])}
 
+    def _as_dataset(self, table: str, opened: Any) -> Any:
+        return opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
+
     def _files(self, table: str) -> Any:
         """Arrow's own view of a local folder; None leaves other stores to delta-rs.
 
@@ -530,6 +600,11 @@ class Lake:
                 "Nightshift; nothing was changed."
             )
         return opened
+
+
+def _in_order(whole: Any, where: pc.Expression | None = None) -> list[Any]:
+    """Its files. One a night: by folder, so that nights come in the order of their names."""
+    return sorted(whole.get_fragments(filter=where), key=lambda one: one.path)
 
 
 class NightWriter:

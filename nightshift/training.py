@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ def fit(
     validation: Documents,
     config: TrainConfig,
     watch: Watch = unwatched,
+    passes: Passes | None = None,
 ) -> Iterator[Epoch]:
     """Train until the validation loss stops falling; the last epoch's network is the best one.
 
@@ -81,14 +83,14 @@ def fit(
     half the batch.
 
     Args: `build` makes an untrained network, called after seeding; both document sets carry
-    labels; a resolved config.
+    labels; a resolved config; how passes are made, unless `alone`.
     Raises: TrainingError after `ATTEMPTS` starts.
     """
-    device = pick_device(config.device)
+    device, passes = pick_device(config.device), passes or alone
     for attempt in range(1, ATTEMPTS + 1):
         try:
             config = _with_rate(build, train, config, device)
-            yield from _fit_once(build, train, validation, config, device, watch)
+            yield from _fit_once(build, train, validation, config, device, watch, passes)
             return
         except _NotFiniteError:
             found = f"a loss that is not a finite number at learning rate {config.learning_rate:g}"
@@ -121,6 +123,7 @@ def refit(
     config: TrainConfig,
     losses: list[float],
     watch: Watch = unwatched,
+    passes: Passes | None = None,
 ) -> Network | None:
     """Train as `fit` does, without looking at validation.
 
@@ -128,11 +131,11 @@ def refit(
     pass is made for each, and the learning rate follows them as it did then.
     Returns: the last weights; None where the loss left the numbers or the memory was full.
     """
-    device = pick_device(config.device)
+    device, passes = pick_device(config.device), passes or alone
     try:
         torch.manual_seed(config.seed)
         network = answering = build().to(device)
-        done = _passes(network, documents, config, device, watch)
+        done = passes(network, documents, config, device, watch)
         for then, (loss, average, schedule) in zip(losses, done, strict=False):
             if not math.isfinite(loss):
                 return None
@@ -153,13 +156,14 @@ def _fit_once(
     config: TrainConfig,
     device: torch.device,
     watch: Watch,
+    passes: Passes,
 ) -> Iterator[Epoch]:
     torch.manual_seed(config.seed)
     network = build().to(device)
     best_loss, best_weights, since_best = math.inf, _copy(network), 0
     started, epochs = time.perf_counter(), int(config.epochs)
-    passes = _passes(network, train, config, device, watch)
-    for index, (train_loss, answering, schedule) in enumerate(passes):
+    done = passes(network, train, config, device, watch)
+    for index, (train_loss, answering, schedule) in enumerate(done):
         loss, accuracy = evaluate(answering, validation, int(config.batch_tokens), device)
         if not (math.isfinite(train_loss) and math.isfinite(loss)):
             raise _NotFiniteError
@@ -190,31 +194,103 @@ def _fit_once(
         started = time.perf_counter()
 
 
-def _passes(
+def alone(
     network: Network, train: Documents, config: TrainConfig, device: torch.device, watch: Watch
 ) -> Iterator[tuple[float, Network, Schedule]]:
-    """Pass after pass: its mean loss, the network that answers after it, and the schedule."""
-    random = np.random.default_rng(config.seed)
-    loss_of = _Loss(network, train, config, device)
-    groups = groups_of(network, config, config.layer_decay)
-    optimizer = make_optimizer(groups, config.optimizer, float(config.learning_rate))
-    passes = [
-        _batches(network, train, int(config.batch_tokens), random)
-        for _ in range(int(config.epochs))
-    ]
-    steps = sum(map(len, passes))
-    schedule, average = (
-        Schedule(optimizer, config, steps),
-        Average(network, config.averaging, steps),
-    )
-    for parts in passes:
-        losses = []
+    """Pass after pass, in this process: its mean loss, the network that answers after it, and the
+    schedule, which wants to be told the validation loss."""
+    run = Run(network, train, config, device)
+    for index in range(len(run.passes)):
+        yield run.one_pass(index, watch), run.answering, run.schedule
+
+
+Passes = Callable[
+    [Network, Documents, TrainConfig, torch.device, Watch],
+    Iterator[tuple[float, Network, Any]],
+]
+"""How the passes over the training rows are made: `alone`, or together with other machines."""
+
+
+class Team:
+    """Processes that take every step together; this is one alone."""
+
+    rank, size = 0, 1
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """Of a batch's rows, this process's own."""
+        return rows[self.rank :: self.size]
+
+    def add_up(self, network: nn.Module) -> None:
+        """Make every process's gradients the sum of all."""
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over all processes."""
+        return value
+
+
+ALONE = Team()
+
+
+class Run:
+    """One training from its first pass to its last, in one process or a team of them.
+
+    Args: a network on the device, which is trained in place; labelled documents; a config with a
+    learning rate.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        train: Documents,
+        config: TrainConfig,
+        device: torch.device,
+        team: Team = ALONE,
+    ):
+        random = np.random.default_rng(config.seed)
+        self._network, self._clip, self._team = network, config.clip, team
+        self._loss_of = _Loss(network, train, config, device)
+        groups = groups_of(network, config, config.layer_decay)
+        self._optimizer = make_optimizer(groups, config.optimizer, float(config.learning_rate))
+        self.passes = [
+            _batches(network, train, int(config.batch_tokens), random)
+            for _ in range(int(config.epochs))
+        ]
+        steps = sum(map(len, self.passes))
+        self.schedule = Schedule(self._optimizer, config, steps)
+        self._average = Average(network, config.averaging, steps)
+
+    @property
+    def answering(self) -> Network:
+        """The network that answers: the trained one, or the average of its weights."""
+        return self._average.of(self._network)
+
+    def one_pass(self, index: int, watch: Watch = unwatched) -> float:
+        """Train on every batch of a pass; returns its mean loss."""
+        parts, losses = self.passes[index], []
         for rows in watch(parts, len(parts)):
-            losses.append(_step(network, loss_of, rows, optimizer, config.clip))
-            schedule.step()
-            average.step(network)
+            losses.append(
+                _step(self._network, self._loss_of, rows, self._optimizer, self._clip, self._team)
+            )
+            self.schedule.step()
+            self._average.step(self._network)
         # One look at the end of the pass: asking after every step would stop the device each time.
-        yield float(torch.stack(losses).mean()), average.of(network), schedule
+        return float(self._team.total(torch.stack(losses).mean()))
+
+    def state(self) -> dict[str, Any]:
+        """What `load` goes on from, between two passes."""
+        return {
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self.schedule.state(),
+            "average": self._average.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from where another run of the same arguments was."""
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load(state["schedule"])
+        self._average.load(state["average"])
 
 
 def _batches(
@@ -288,12 +364,20 @@ def _step(
     rows: np.ndarray,
     optimizer: torch.optim.Optimizer,
     clip: float,
+    team: Team = ALONE,
 ) -> torch.Tensor:
-    """One batch forwards and backwards; returns its mean loss, still on the device."""
+    """One batch forwards and backwards; returns its mean loss, or this process's part of it, still
+    on the device."""
     network.train()
-    loss = loss_of(rows)
+    own = team.share(rows)
+    # A mean over the batch is the sum of the shares' means, each by how large its share is.
+    loss = loss_of(own) * (len(own) / len(rows)) if len(own) else None
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    if loss is None:
+        loss = torch.zeros((), device=next(network.parameters()).device)
+    else:
+        loss.backward()
+    team.add_up(network)
     nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimizer.step()
     return loss.detach()

@@ -6,15 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
-from itertools import chain
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightshift.batches import Documents
-from nightshift.bundle import Answers, Model
+from nightshift.bundle import Model
+from nightshift.compute import Made, spread
+from nightshift.shards import Answer, Unread
 from nightshift.tables import TableRef
 
 from .progress import track
@@ -47,10 +45,10 @@ def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
         predictions = stack.enter_context(lake.writer("predictions", night.name))
         embeddings = stack.enter_context(lake.writer("embeddings", night.name))
         if model is not None and winner is not None:
-            for doc_ids, answers in _answers(night, model, unseen):
-                embeddings.write(_embeddings(doc_ids, answers, winner.model_id))
-                if answers.probabilities is not None:
-                    predictions.write(_predictions(doc_ids, answers, model, winner.model_id))
+            for made in _answers(night, model, winner, unseen):
+                embeddings.write(made["embeddings"])
+                if "predictions" in made:
+                    predictions.write(made["predictions"])
     log.info("embed     %d documents classified, %d embedded",
              predictions.ref.rows, embeddings.ref.rows)  # fmt: skip
     return Embedded(
@@ -90,65 +88,13 @@ def _in_window(night: Night) -> pa.Array:
 
 
 def _answers(
-    night: Night, model: Model, unseen: pc.Expression
-) -> Iterator[tuple[pa.Array, Answers]]:
-    device = night.pipeline.train.device
-    for doc_ids, ids, texts in _tokens_and_texts(night, model, unseen):
-        answers = model.answer(
-            Documents.from_arrow(ids), texts, device,
-            lambda rows, total: track(rows, total, "classifying, in batches"),
-        )  # fmt: skip
-        yield doc_ids, answers
-
-
-def _tokens_and_texts(
-    night: Night, model: Model, unseen: pc.Expression
-) -> Iterator[tuple[pa.Array, pa.Array, list[str]]]:
-    """Ids, tokens and texts of documents, chunk by chunk; texts only where the model reads them."""
-    its = (pc.field("tokenizer") == model.tokenizer.digest) & unseen
-    tokens = night.lake.scan("tokens", ["doc_id", "ids"], its, rows=CHUNK)
-    if model.wide is None:
-        for batch in tokens:
-            yield batch.column("doc_id"), batch.column("ids"), []
-        return
-    tonight = pc.field("night") == night.name
-    texts = chain.from_iterable(
-        night.lake.scan("documents", ["doc_id", "text"], part & unseen, rows=CHUNK)
-        for part in (tonight, ~tonight)
-    )
-    # Both tables were written in the same order, a night at a time: what waits stays little.
-    waiting: dict[str, str] = {}
-    for batch in tokens:
-        doc_ids = batch.column("doc_id").to_pylist()
-        while not all(one in waiting for one in doc_ids):
-            more = next(texts)
-            waiting.update(
-                zip(more.column("doc_id").to_pylist(), more.column("text").to_pylist(), strict=True)
-            )
-        yield batch.column("doc_id"), batch.column("ids"), [waiting.pop(one) for one in doc_ids]
-
-
-def _predictions(
-    doc_ids: pa.Array, answers: Answers, model: Model, model_id: str
-) -> pa.RecordBatch:
-    assert answers.probabilities is not None
-    rows = np.arange(len(doc_ids))
-    said = answers.probabilities[rows, answers.choice]
-    others = answers.probabilities.copy()
-    others[rows, answers.choice] = 0
-    return pa.RecordBatch.from_pydict({
-        "doc_id": doc_ids,
-        "label": pa.array(np.array(model.labels, object)[answers.choice], pa.string()),
-        "probability": said,
-        "margin": said - others.max(1, initial=0),
-        "abstained": answers.abstained,
-        "model_id": [model_id] * len(doc_ids),
-    })  # fmt: skip
-
-
-def _embeddings(doc_ids: pa.Array, answers: Answers, model_id: str) -> pa.RecordBatch:
-    width = answers.vectors.shape[1]
-    offsets = pa.array(np.arange(0, (len(doc_ids) + 1) * width, width, dtype=np.int32))
-    vectors = pa.ListArray.from_arrays(offsets, pa.array(answers.vectors.ravel()))
-    columns: dict[str, Any] = {"doc_id": doc_ids, "vector": vectors}
-    return pa.RecordBatch.from_pydict({**columns, "model_id": [model_id] * len(doc_ids)})
+    night: Night, model: Model, winner: ModelRef, unseen: pc.Expression
+) -> Iterator[Made]:
+    """Rows of both tables, chunk by chunk."""
+    compute = night.pipeline.compute
+    source = Unread(model.tokenizer.digest, unseen, night.name, model.wide is not None, CHUNK)
+    work = Answer(model, winner.model_id, night.pipeline.train.device)
+    if compute.engine == "local":
+        work.watch = lambda rows, total: track(rows, total, "classifying, in batches")
+        return spread(compute, night.lake, source, work)
+    return track(spread(compute, night.lake, source, work), None, "classifying, in chunks")

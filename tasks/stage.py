@@ -314,7 +314,7 @@ def manifest(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "config": config_to_keep(pipeline),
         "code": code_files(),
-        "machine": machine(pipeline.train.device),
+        "machine": machine(pipeline.train.device) | pipeline.compute.about(),
     }
 
 

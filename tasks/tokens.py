@@ -8,15 +8,20 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nightshift.compute import spread
 from nightshift.pretrained import PREFIX, read_tokenizer
+from nightshift.shards import Encode, Texts
 from nightshift.tables import TableRef, digest_of, rows_of
-from nightshift.tokenizer import UNKNOWN, Tokenizer, TokenizerConfig
+from nightshift.tokenizer import Tokenizer, TokenizerConfig
 
 from .ingest import Ingested
 from .progress import track
 from .stage import Night, Outcome, stage
 
 log = logging.getLogger(__name__)
+
+ROWS = 4096
+"""Documents that are encoded at once."""
 
 
 class Tokens(Outcome):
@@ -41,12 +46,16 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
         for one in (tokenizer, *_answering(night, tokenizer)):
             where = pc.field("night").isin(_nights_without(night, one.digest))
             documents = lake.count("documents", where)
-            batches = lake.scan("documents", ["doc_id", "text"], where, rows=4096)
-            counted = counts if one is tokenizer else dict.fromkeys(counts, 0)
+            work = Encode(one, config.max_tokens)
+            made = spread(night.pipeline.compute, lake, Texts(where, ROWS), work)
             # A file's last batch is a short one: there may be more than this, and a few seconds.
-            about = -(-documents // 4096)
-            for batch in track(batches, about, "encoding, in batches of 4096"):
-                yield _encode(batch, one, config.max_tokens, counted)
+            for rows in track(made, -(-documents // ROWS), f"encoding, in batches of {ROWS}"):
+                batch = rows["tokens"]
+                if one is tokenizer:
+                    for name in counts:
+                        column = batch.column(f"n_{name}")
+                        counts[name] += pc.call_function("sum", [column]).as_py()
+                yield batch
 
     ref = lake.replace("tokens", night.name, encoded())
     unknown = counts["unknown"] / max(counts["tokens"], 1)
@@ -143,20 +152,3 @@ def _nights_without(night: Night, tokenizer: str) -> list[str]:
         0,
     )  # fmt: skip
     return [name for name, number in numbers.items() if number > before]
-
-
-def _encode(
-    batch: pa.RecordBatch, tokenizer: Tokenizer, most: int, counts: dict[str, int]
-) -> pa.RecordBatch:
-    ids = tokenizer.encode(batch.column("text").to_pylist())
-    lengths = [len(one) for one in ids]
-    unknown = [one.count(UNKNOWN) for one in ids]
-    counts["tokens"] += sum(lengths)
-    counts["unknown"] += sum(unknown)
-    return pa.RecordBatch.from_pydict({
-        "doc_id": batch.column("doc_id"),
-        "ids": pa.array([one[:most] for one in ids], pa.list_(pa.int32())),
-        "n_tokens": pa.array(lengths, pa.int32()),
-        "n_unknown": pa.array(unknown, pa.int32()),
-        "tokenizer": [tokenizer.digest] * batch.num_rows,
-    })  # fmt: skip

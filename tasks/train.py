@@ -29,6 +29,7 @@ from nightshift.plots import curves_picture
 from nightshift.pretraining import Pass
 from nightshift.recipe import Recipe
 from nightshift.tables import TableRef, digest_of
+from nightshift.together import passes_of
 from nightshift.tokenizer import Tokenizer
 from nightshift.training import Epoch
 
@@ -211,7 +212,11 @@ def _train_network(
     pretraining, training = Shown("pretraining", 0.0), Shown("training", 0.0)
     with night.tracking.attempt("train", params) as run:
         for event in learn(
-            material, recipe, champion, lambda rows, total: track(rows, total, "in batches", False)
+            material,
+            recipe,
+            champion,
+            lambda rows, total: track(rows, total, "in batches", False),
+            passes_of(pipeline.compute),
         ):
             if isinstance(event, Learned):
                 learned = event
