@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,8 +47,8 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
             counted = counts if one is tokenizer else dict.fromkeys(counts, 0)
             # A file's last batch is a short one: there may be more than this, and a few seconds.
             about = -(-documents // 4096)
-            for batch in track(batches, about, "encoding, in batches of 4096"):
-                yield _encode(batch, one, config.max_tokens, counted)
+            work = partial(_encode, tokenizer=one, most=config.max_tokens, counts=counted)
+            yield from _ahead(track(batches, about, "encoding, in batches of 4096"), work)
 
     ref = lake.replace("tokens", night.name, encoded())
     unknown = counts["unknown"] / max(counts["tokens"], 1)
@@ -140,6 +142,21 @@ def _nights_without(night: Night, tokenizer: str) -> list[str]:
     }
     before = [numbers[one] for one in used.to_pylist() if one != night.name]
     return [name for name, number in numbers.items() if number > max(before, default=0)]
+
+
+def _ahead(
+    batches: Iterable[pa.RecordBatch], work: Callable[[pa.RecordBatch], pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """What the work makes of each batch, in order; the next is at work while one is written."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[pa.RecordBatch] | None = None
+        for batch in batches:
+            ahead = pool.submit(work, batch)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = ahead
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _encode(
