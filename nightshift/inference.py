@@ -12,7 +12,7 @@ from .encoders import Network
 from .errors import TrainingError
 
 CPU_TOKENS = 4096
-"""Tokens of one batch on a processor: the states of more fall out of its cache, a quarter slower."""
+"""Tokens of one batch on a processor: the states of more fall out of its cache."""
 
 Watch = Callable[[Iterable[np.ndarray], int], Iterable[np.ndarray]]
 """Wraps the batches of one pass, with their number, so that a caller can show progress."""
