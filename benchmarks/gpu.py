@@ -59,12 +59,14 @@ def main() -> int:
     return 0
 
 
-def measure(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Every shape: tokens a second of both by round, the share busy, and the parts of a step."""
+def measure(
+    device: torch.device, rounds: int, wanted: tuple[tuple[int, int], ...] = SHAPES
+) -> dict[str, Any]:
+    """Each shape: tokens a second of both by round, the share busy, and the parts of a step."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
-    shapes = [compare(device, documents, tokens, rounds) for documents, tokens in SHAPES]
+    shapes = [compare(device, documents, tokens, rounds) for documents, tokens in wanted]
     return {
         "device": name, "threads": torch.get_num_threads(), "shapes": shapes,
         "machine": machine(), "day": datetime.now(UTC).date().isoformat(),

@@ -345,7 +345,9 @@ def steps(data: Path, rows: int | None) -> dict[str, Any]:
     import torch
     from gpu import measure as beside
 
-    return beside(torch.device("cpu"), 1 if rows else ROUNDS)
+    return (
+        beside(torch.device("cpu"), 1, ((16, 8),)) if rows else beside(torch.device("cpu"), ROUNDS)
+    )
 
 
 def answers(corpus: str, data: Path, rows: int | None) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def page(out: Path) -> str:
         "# How fast", "",
         "`python benchmarks/suite.py --data DIR`. Both of a pair work on the same machine in one",
         "run, in turn; a ratio is the median over the pairs, with the least and the greatest. It",
-        "is speed by speed: 2 x is twice as fast as the peer. A target counts as met by the median.",
+        "is speed by speed: 2 x is twice as fast. A target counts as met by the median.",
         *(["", "**Tried on few rows: these figures mean nothing.**"] if tried else []), "",
         *(f"- {key}: {said}" for key in ("machine", "day")
           for said in sorted({row[key] for row in rows})),
