@@ -55,6 +55,11 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Recipes that train to a goal; `wide`, the linear path alone, has none."""
+SHORTER: dict[str, dict[str, Any]] = {
+    "imdb": {"model": {"max_tokens": 256, "truncation": "tail"}, "train": {"epochs": 2}}
+}
+"""What `recurrent` changes of the default where texts are long: the end of a review, about as much
+as the Keras LSTM reads of it, and two passes."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,7 @@ def until(
         def say(texts: list[str]) -> list[str]:
             return [names[one] for one in taught.answer(texts).choice]
     else:
-        seconds, validation, say = _network(train, held, goal, seed)
+        seconds, validation, say = _network(corpus, train, held, goal, seed)
     return {
         "seconds": seconds, "validation_accuracy": validation, "reached": validation >= goal,
         "accuracy": _right(say(sides.test.texts), truth),
@@ -289,7 +294,7 @@ def _linear(train: Any, seed: int) -> tuple[float, Callable[[list[str]], list[st
 
 
 def _network(
-    train: Any, held: Any, goal: float, seed: int
+    corpus: str, train: Any, held: Any, goal: float, seed: int
 ) -> tuple[float, float, Callable[[list[str]], list[str]]]:
     """The recurrent path alone: no pretraining, no wide path, until the first epoch that is good
     enough, or the last."""
@@ -302,7 +307,10 @@ def _network(
     from nightshift.recipe import Recipe
     from nightshift.training import Epoch
 
-    recipe = Recipe.model_validate({**WAYS["recurrent"], "train": {"refit": False, "seed": seed}})
+    told = WAYS["recurrent"] | SHORTER.get(corpus, {})
+    recipe = Recipe.model_validate({
+        **told, "train": {**told["train"], "refit": False, "seed": seed}
+    })  # fmt: skip
     started = time.perf_counter()
     given = material(train, held, False, recipe)
     best = (0.0, 0.0)
