@@ -173,8 +173,9 @@ def peer(name: str, corpus: str, options: argparse.Namespace, seed: int = 1) -> 
         "--data", str(options.data), *(["--rows", str(options.rows)] if options.rows else []),
     ]  # fmt: skip
     found = _process(command)
-    print(f"  {name} on {corpus}: {found['train_seconds']:.1f} s, validation "
-          f"{found['validation_accuracy'] or 0:.4f}, test {found['accuracy']:.4f}",
+    told = found["validation_accuracy"]
+    print(f"  {name} on {corpus}: {found['train_seconds']:.1f} s, "
+          f"{'' if told is None else f'validation {told:.4f}, '}test {found['accuracy']:.4f}",
           flush=True)  # fmt: skip
     return found
 
