@@ -3,10 +3,11 @@
     python benchmarks/peers.py PEER --corpus NAME --seed N --data DIR --json FILE
 
 Peers: svm_words, svm_characters, fasttext, keras (the tutorials' LSTM), textrnn (a padded BiLSTM
-in plain PyTorch), hmm (a hidden Markov model per class, for history). All see the same rows: the
-corpus's own split, or 20% test rows where it has none. What a peer chooses it chooses on
+in plain PyTorch), trainer (a small Transformer under Hugging Face's Trainer), hmm (a hidden Markov
+model per class, for history). All see the same rows: the corpus's own split, or 20% test rows where
+it has none; with `--rows N`, N of each side. What a peer chooses it chooses on
 validation rows: the corpus's own, or a tenth of the training rows. The test rows are read once,
-after training. fasttext, keras, hmm and bertopic run in environments of their own,
+after training. fasttext, keras, trainer, hmm and bertopic run in environments of their own,
 benchmarks/.venvs/PEER, made on first use from requirements-peers.txt. One thread, or
 OMP_NUM_THREADS. With `--topics GIVEN SAID K SEED` it is BERTopic that groups the texts and vectors
 of an .npz instead, for clusters.py.
@@ -26,6 +27,7 @@ import venv
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -68,6 +70,8 @@ class Fitted:
     parameters: int
     validation_accuracy: float | None = None
     note: str = ""
+    kept_share: float = 1.0
+    """Which share of the training had passed when the weights that answer were there."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Result:
     train_rows: int
     test_rows: int
     note: str
+    kept_share: float
 
 
 class PeerError(Exception):
@@ -104,12 +109,13 @@ def main() -> int:
     options = _options()
     # Before numpy or torch is imported: they read it once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     corpus = next(one for one in CORPORA if one.name == options.corpus)
     try:
         python = environment(options.peer)
         if not python.parent.parent.samefile(sys.prefix):
             os.execv(python, [str(python), *sys.argv])
-        result = measure(options.peer, corpus, options.data, options.seed)
+        result = measure(options.peer, corpus, options.data, options.seed, options.rows)
     except PeerError as error:
         print(error, file=sys.stderr)
         return 2
@@ -125,16 +131,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--corpus", required=True, choices=[one.name for one in CORPORA])
     parser.add_argument("--seed", type=int, default=1)
     add_data_option(parser)
+    parser.add_argument("--rows", type=int, help="of each side, drawn; for trying")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the result")
     return parser.parse_args()
 
 
-def measure(peer: str, corpus: Corpus, data: Path, seed: int) -> Result:
-    """Train on the training rows, then answer the test rows, once.
+def measure(peer: str, corpus: Corpus, data: Path, seed: int, rows: int | None = None) -> Result:
+    """Train on the training rows, then answer the test rows, once; imports are not counted.
 
     Raises: PeerError without the corpus's file.
     """
-    sides = read_corpus(corpus, data)
+    sides = read_corpus(corpus, data, rows)
+    for name in IMPORTS.get(peer, ()):
+        import_module(name)
     started, cpu_started = time.perf_counter(), time.process_time()
     fitted = PEERS[peer](sides.train, sides.validation, seed)
     trained, cpu_trained = time.perf_counter(), time.process_time()
@@ -145,7 +154,7 @@ def measure(peer: str, corpus: Corpus, data: Path, seed: int) -> Result:
         peer, corpus.name, seed, accuracy, macro_f1, fitted.validation_accuracy,
         round(trained - started, 3), round(cpu_trained - cpu_started, 3),
         round(len(answers) / answer_seconds, 1), fitted.parameters, threads(),
-        len(sides.train.texts), len(answers), fitted.note,
+        len(sides.train.texts), len(answers), fitted.note, fitted.kept_share,
     )  # fmt: skip
 
 
@@ -165,8 +174,10 @@ def scores(truth: list[str], answers: list[str]) -> tuple[float, float]:
 # --- rows -----------------------------------------------------------------------------------
 
 
-def read_corpus(corpus: Corpus, data: Path) -> Sides:
+def read_corpus(corpus: Corpus, data: Path, rows: int | None = None) -> Sides:
     """All rows of a corpus, duplicates included; the same test rows as benchmarks/corpora.py.
+
+    Args: `rows`, how many of each side are drawn, for trying.
 
     Raises: PeerError without the corpus's file.
     """
@@ -184,7 +195,17 @@ def read_corpus(corpus: Corpus, data: Path) -> Sides:
     for text, label, split in zip(columns["text"], columns["label"], splits, strict=True):
         sides[split].texts.append(text)
         sides[split].labels.append(str(label))
-    return Sides(sides["train"], sides["dev"], sides["test"])
+    return Sides(*(_some(sides[name], rows) for name in ("train", "dev", "test")))
+
+
+def _some(side: Rows, count: int | None) -> Rows:
+    """That many rows, drawn with the seed of the split; all without a number."""
+    import numpy as np
+
+    if count is None or count >= len(side.texts):
+        return side
+    drawn = np.random.default_rng(SPLIT_SEED).permutation(len(side.texts))[:count].tolist()
+    return Rows([side.texts[row] for row in drawn], [side.labels[row] for row in drawn])
 
 
 def drawn_splits(count: int) -> list[str]:
@@ -364,7 +385,6 @@ def keras(train: Rows, validation: Rows, seed: int) -> Fitted:
 
     Ten epochs; the weights of the best one on validation are kept.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras as library  # pyright: ignore[reportMissingImports]
     import numpy as np
     import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
@@ -396,8 +416,9 @@ def keras(train: Rows, validation: Rows, seed: int) -> Fitted:
         return [names[one] for one in said.argmax(1)]
 
     accuracies = told.history["val_accuracy"]
-    note = f"{length} words, epoch {1 + int(np.argmax(accuracies))} of 10"
-    return Fitted(answer, int(model.count_params()), max(accuracies), note)
+    epoch = 1 + int(np.argmax(accuracies))
+    note = f"{length} words, epoch {epoch} of 10"
+    return Fitted(answer, int(model.count_params()), max(accuracies), note, epoch / 10)
 
 
 def _tutorial(network: Any, layers: Any, size: int, classes: int) -> Any:
@@ -449,7 +470,8 @@ def textrnn(train: Rows, validation: Rows, seed: int) -> Fitted:
     def answer(texts: list[str]) -> list[str]:
         return [names[one] for one in _forward(network, padded(texts)).argmax(1).tolist()]
 
-    return Fitted(answer, parameters, best[1], f"{length} tokens, epoch {best[3]} of 10")
+    note = f"{length} tokens, epoch {best[3]} of 10"
+    return Fitted(answer, parameters, best[1], note, best[3] / 10)
 
 
 def _text_rnn(size: int, classes: int) -> nn.Module:
@@ -498,6 +520,75 @@ def _forward(network: nn.Module, ids: Tensor) -> Tensor:
     network.eval()
     with torch.inference_mode():
         return torch.cat([network(one) for one in ids.split(512)])
+
+
+def trainer(train: Rows, validation: Rows, seed: int) -> Fitted:
+    """A Transformer as small as our network, from scratch, by Hugging Face's Trainer.
+
+    Two layers of width 128 over words, dynamic padding by its own collator, ten epochs; the weights
+    of the best one on validation are kept.
+    """
+    import numpy as np
+    import torch
+    import transformers as library
+
+    torch.set_num_threads(threads())
+    library.utils.logging.set_verbosity_error()
+    library.set_seed(seed)
+    train, validation = held_out(train, validation, seed)
+    words = Vocabulary(train.texts, 8_000)
+    names = sorted(set(train.labels))
+    longest = usual_length([words.encode(text) for text in train.texts], 200)
+
+    def given(texts: list[str], labels: list[str] | None = None) -> list[dict[str, Any]]:
+        rows = [{"input_ids": words.encode(text)[:longest] or [1]} for text in texts]
+        if labels is not None:
+            for row, place in zip(rows, _places(labels, names).tolist(), strict=True):
+                row["labels"] = place
+        return rows
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        most = max(len(row["input_ids"]) for row in rows)
+        lacks = [most - len(row["input_ids"]) for row in rows]
+        ids = [[*row["input_ids"], *[0] * n] for row, n in zip(rows, lacks, strict=True)]
+        batch = {"input_ids": torch.tensor(ids)}
+        batch["attention_mask"] = (batch["input_ids"] != 0).long()
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+    shape = library.BertConfig(
+        vocab_size=len(words), hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=512, max_position_embeddings=longest, num_labels=len(names),
+    )  # fmt: skip
+    network = library.BertForSequenceClassification(shape)
+    with TemporaryDirectory() as folder:
+        how = library.TrainingArguments(
+            folder, num_train_epochs=10, learning_rate=1e-3, warmup_steps=100, seed=seed,
+            per_device_train_batch_size=64, per_device_eval_batch_size=256, eval_strategy="epoch",
+            save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, use_cpu=True,
+            metric_for_best_model="accuracy", report_to="none", disable_tqdm=True,
+            logging_strategy="no", dataloader_pin_memory=False,
+        )  # fmt: skip
+        work = library.Trainer(
+            network, how, data_collator=collate,
+            train_dataset=given(train.texts, train.labels),  # pyright: ignore[reportArgumentType]
+            eval_dataset=given(validation.texts, validation.labels),  # pyright: ignore
+            compute_metrics=lambda said: {
+                "accuracy": float((said.predictions.argmax(1) == said.label_ids).mean())
+            },
+        )  # fmt: skip
+        work.train()
+        told = [one for one in work.state.log_history if "eval_accuracy" in one]
+    best = max(told, key=lambda one: one["eval_accuracy"])
+
+    def answer(texts: list[str]) -> list[str]:
+        said = work.predict(given(texts)).predictions  # pyright: ignore[reportArgumentType]
+        return [names[one] for one in np.asarray(said).argmax(1)]
+
+    parameters = sum(one.numel() for one in network.parameters())
+    note = f"at most {longest} tokens, epoch {best['epoch']:.0f} of 10"
+    return Fitted(answer, parameters, best["eval_accuracy"], note, best["epoch"] / 10)
 
 
 # --- history --------------------------------------------------------------------------------
@@ -560,12 +651,23 @@ def _likelihoods(models: list[Any], ids: list[int]) -> list[float]:
     return [model.score(column) for model in models]
 
 
+IMPORTS = {
+    "svm_words": ("sklearn.feature_extraction.text", "sklearn.svm", "sklearn.pipeline"),
+    "svm_characters": ("sklearn.feature_extraction.text", "sklearn.svm", "sklearn.pipeline"),
+    "fasttext": ("fasttext",),
+    "keras": ("tensorflow", "keras"),
+    "textrnn": ("torch",),
+    "trainer": ("torch", "transformers", "accelerate"),
+}
+"""What each imports before its clock starts."""
+
 PEERS: dict[str, Callable[[Rows, Rows, int], Fitted]] = {
     "svm_words": svm_words,
     "svm_characters": svm_characters,
     "fasttext": fasttext,
     "keras": keras,
     "textrnn": textrnn,
+    "trainer": trainer,
     "hmm": hmm,
 }
 

@@ -36,8 +36,9 @@ from quality_plan import Job, plan
 
 if TYPE_CHECKING:
     from nightshift.bundle import Answers
-    from nightshift.learning import Learned
+    from nightshift.learning import Learned, Material
     from nightshift.recipe import Recipe as Declared
+    from nightshift.tokenizer import TokenizerConfig
 
 HERE = Path(__file__)
 NEEDED = ("accuracy", "macro_f1", "train_seconds", "train_cpu_seconds", "documents_per_second",
@@ -71,22 +72,36 @@ def teach(train: Rows, held: Rows, declared: bool, overrides: dict[str, Any], se
     Args: training and validation rows; whether the corpus declares who is which; overrides by the
     keys of recipe.py, such as {"model": {"encoder": "gru"}}; `seed` goes where `train.seed` goes.
     """
-    import numpy as np
-
-    from nightshift.batches import Documents
-    from nightshift.cleaning import clean
-    from nightshift.learning import Learned, Material, Side, learn
+    from nightshift.learning import Learned, learn
     from nightshift.recipe import Recipe
-    from nightshift.tokenizer import Tokenizer, TokenizerConfig
+    from nightshift.tokenizer import TokenizerConfig
 
     changed = {**overrides, "train": {**overrides.get("train", {}), "seed": seed}}
     config = TokenizerConfig.model_validate(changed.pop("tokenizer", {}))
     recipe = Recipe.model_validate(changed)
+    wall, cpu = time.perf_counter(), time.process_time()
+    *_, learned = learn(material(train, held, declared, recipe, config), recipe)
+    assert isinstance(learned, Learned)
+    return Taught(learned, recipe, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def material(
+    train: Rows, held: Rows, declared: bool, recipe: Declared, config: TokenizerConfig | None = None
+) -> Material:
+    """What `learn` takes: rows cleaned and encoded by a tokenizer that is learned from them."""
+    import numpy as np
+
+    from nightshift.batches import Documents
+    from nightshift.cleaning import clean
+    from nightshift.learning import Material, Side
+    from nightshift.tokenizer import Tokenizer, TokenizerConfig
+
     classes = sorted(set(train.labels))
     place = {name: index for index, name in enumerate(classes)}
-    wall, cpu = time.perf_counter(), time.process_time()
     texts = [[clean(text, recipe.cleaning) for text in side.texts] for side in (train, held)]
-    tokenizer = Tokenizer.learn((text for side in texts for text in side), config)
+    tokenizer = Tokenizer.learn(
+        (text for side in texts for text in side), config or TokenizerConfig()
+    )
 
     def side(given: list[str], labels: list[str]) -> Side:
         numbers = np.array([place[label] for label in labels], np.int64)
@@ -95,10 +110,7 @@ def teach(train: Rows, held: Rows, declared: bool, overrides: dict[str, Any], se
     taught, asked = side(texts[0], train.labels), side(texts[1], held.labels)
     # Once encoded, as in a night, where pretraining reads the same tokens table.
     text = taught.documents.join(asked.documents)
-    material = Material(tokenizer, classes, taught, asked, text, held_out=not declared)
-    *_, learned = learn(material, recipe)
-    assert isinstance(learned, Learned)
-    return Taught(learned, recipe, time.perf_counter() - wall, time.process_time() - cpu)
+    return Material(tokenizer, classes, taught, asked, text, held_out=not declared)
 
 
 def nightshift_job(corpus: str, overrides: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ hold any finite number, or on other documents.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,7 +73,11 @@ class Recurrent(nn.Module):
     def _read(
         self, cell: nn.RNNBase | MinCell, inputs: Tensor, lengths: Tensor, state: State | None
     ) -> tuple[Tensor, State]:
-        """Run one direction; its states and the state after each document's last step."""
+        """Run one direction; its states and the state after each document's last step.
+
+        Only the forward direction's state is carried on: of a backward LSTM the cell is not each
+        document's own.
+        """
         weights = _dropped(cell, self.weight_dropout if self.training else 0.0)
         if state is None:
             zeros = weights[0].new_zeros(len(inputs), cell.hidden_size)
@@ -79,7 +85,7 @@ class Recurrent(nn.Module):
         if isinstance(cell, MinCell):
             states = cell(inputs, state[0], *weights)
             return states, (_last(states, lengths, state[0]),)
-        if isinstance(cell, nn.LSTM):
+        if isinstance(cell, nn.LSTM) and cell is self.forwards:
             inputs, weights = _held(inputs, lengths, weights)
         states, *memory = _run(cell, inputs, state, weights)
         return states, (_last(states, lengths, state[0]), *memory)
@@ -265,8 +271,28 @@ def reversed_steps(lengths: Tensor, time: int) -> Tensor:
     return torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
 
 
+class _Reorder(torch.autograd.Function):
+    """Steps of each document in another order that is its own inverse: the gradient takes the same
+    way back, where that of torch's own indexing is added up place by place."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, order: Tensor) -> Tensor:
+        """(batch, time, width), int64 (batch, time)."""
+        batch, time, width = states.shape
+        rows = torch.arange(batch, device=order.device)[:, None] * time + order
+        ctx.save_for_backward(order)
+        return states.reshape(-1, width).index_select(0, rows.flatten()).view(batch, time, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The same order again."""
+        return _Reorder.apply(gradients[0], *ctx.saved_tensors), None  # pyright: ignore
+
+
 def _reorder(states: Tensor, order: Tensor) -> Tensor:
-    return states.gather(1, order[:, :, None].expand_as(states))
+    found = _Reorder.apply(states, order)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _last(states: Tensor, lengths: Tensor, before: Tensor) -> Tensor:
@@ -294,6 +320,9 @@ def _held(inputs: Tensor, lengths: Tensor, weights: list[Tensor]) -> tuple[Tenso
     The cell then comes through padding unchanged, so that the one after the last step is each
     document's own; torch hands out no other, and its packed sequences are up to 5 times slower.
     """
+    # Asking a GPU would stop it.
+    if not lengths.is_cuda and bool((lengths == inputs.shape[1]).all()):
+        return inputs, weights
     outside = (~inside(inputs, lengths)).to(inputs.dtype)
     hidden = weights[1].shape[1]
     hold = weights[0].new_zeros(4 * hidden, 1)  # input, forget, cell, output
@@ -307,10 +336,11 @@ def _run(
 ) -> tuple[Tensor, ...]:
     """States and, of an LSTM, the last cell, computed with other weights than the cell's own."""
     # Not functional_call: on a GPU it has the module lay its parameters out anew at every call.
-    # cuDNN wants its weights in one piece.
-    sizes = [weight.numel() for weight in weights]
-    pieces = torch.cat([weight.flatten() for weight in weights]).split(sizes)
-    weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+    if inputs.is_cuda:
+        # cuDNN wants its weights in one piece.
+        sizes = [weight.numel() for weight in weights]
+        pieces = torch.cat([weight.flatten() for weight in weights]).split(sizes)
+        weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
     before = tuple(one[None].to(inputs.dtype) for one in state)
     start = before if isinstance(cell, nn.LSTM) else before[0]
     states, _, *memory = STEPS[type(cell)](

@@ -35,7 +35,8 @@ Mix = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """Documents read: pooled (batch, width); mean squared states, and their change by step."""
+    """Documents read: pooled (batch, width); mean squared states, and their change by step, both 0
+    where the network is not `penalised`."""
 
     pooled: Tensor
     activation: Tensor
@@ -55,6 +56,8 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.pretrained = pretrained
+        self.penalised = False
+        """Whether `read` tells how large states are and how they change: a tenth of a step."""
         if pretrained is None:
             self.embedding = nn.Embedding(vocabulary, config.embedding, padding_idx=PADDING)
             nn.init.normal_(self.embedding.weight, std=0.1)
@@ -122,8 +125,11 @@ class Network(nn.Module):
             found = _merged(found, more) if found else more
         pooled = [self._pooled(way, found) for way in self.config.pooling]
         steps = found["steps"].sum().clamp(min=1)
+        zero = steps.new_zeros((), dtype=pooled[0].dtype)
         return Reading(
-            torch.cat(pooled, dim=1), found["activation"] / steps, found["temporal"] / steps
+            torch.cat(pooled, dim=1),
+            found.get("activation", zero) / steps,
+            found.get("temporal", zero) / steps,
         )
 
     def states(
@@ -177,10 +183,14 @@ class Network(nn.Module):
         """What one chunk adds to the pooling; `remaining` counts from its start, unclamped."""
         states, steps, carried = self.states(ids, lengths, carried, mix)
         here = inside(states, steps)
-        plain = states.masked_fill(~here, 0)
-        found = {"steps": steps, "sum": plain.sum(1), "activation": plain.square().mean(2).sum()}
-        change = (plain[:, 1:] - plain[:, :-1]) * here[:, 1:]
-        found["temporal"] = change.square().mean(2).sum()
+        found = {"steps": steps}
+        if self.penalised:
+            plain = states.masked_fill(~here, 0)
+            found["activation"] = plain.square().mean(2).sum()
+            change = (plain[:, 1:] - plain[:, :-1]) * here[:, 1:]
+            found["temporal"] = change.square().mean(2).sum()
+        if "mean" in self.config.pooling:
+            found["sum"] = _weighed(here, states)
         if "max" in self.config.pooling:
             found["max"] = states.masked_fill(~here, float("-inf")).amax(1)
         if "last" in self.config.pooling:
@@ -189,7 +199,7 @@ class Network(nn.Module):
             weights = self.attention(states).float().masked_fill(~here, NOWHERE)
             top = weights.amax(1)
             shares = (weights - top[:, None]).exp()
-            found |= {"top": top, "mass": shares.sum(1), "attended": (shares * states).sum(1)}
+            found |= {"top": top, "mass": shares.sum(1), "attended": _weighed(shares, states)}
         return found, [_detached(one) for one in carried]
 
     def _chunk_again(self, ids: Tensor, *given: Any) -> tuple[dict[str, Tensor], list[Any]]:
@@ -225,7 +235,15 @@ class Network(nn.Module):
             return found["max"]
         if way == "last":
             return torch.cat([found["last"], found["first"]], dim=1)
-        return (found["attended"] / found["mass"]).to(found["sum"].dtype)
+        return (found["attended"] / found["mass"]).to(found["attended"].dtype)
+
+
+def _weighed(weights: Tensor, states: Tensor) -> Tensor:
+    """Weights (batch, time, 1) by states (batch, time, width), added up: (batch, width).
+
+    A product of matrices: their product, step by step, would be as large as the states.
+    """
+    return torch.bmm(weights.transpose(1, 2).to(states.dtype), states)[:, 0]
 
 
 def _merged(one: dict[str, Tensor], two: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ from .batches import Documents, buckets
 from .encoders import Network
 from .errors import TrainingError
 
+CPU_TOKENS = 4096
+"""Tokens of one batch on a processor: the states of more fall out of its cache."""
+
 Watch = Callable[[Iterable[np.ndarray], int], Iterable[np.ndarray]]
 """Wraps the batches of one pass, with their number, so that a caller can show progress."""
 
@@ -73,6 +76,8 @@ def forward(
     network.eval()
     scores = np.empty((len(documents), network.head.out_features), np.float32)
     vectors = np.empty((len(documents), network.head.in_features), np.float32)
+    if device.type == "cpu":
+        batch_tokens = min(batch_tokens, CPU_TOKENS)
     parts = list(buckets(documents.lengths, batch_tokens))
     for rows in watch(parts, len(parts)):
         ids, lengths = padded(network, documents, rows)

@@ -310,6 +310,7 @@ class _Loss:
         self.network, self.documents, self.config, self.device = network, documents, config, device
         self.labels = torch.from_numpy(documents.labels)
         classes = network.head.out_features
+        network.penalised = bool(config.activation or config.temporal)
         self.weights = (
             torch.from_numpy(class_weights(documents.labels, classes)).to(device)
             if config.class_weights == "balanced"

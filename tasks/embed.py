@@ -87,9 +87,7 @@ def _in_window(night: Night) -> pa.Array:
     return pa.array([doc_id for doc_id, day in days if first <= day <= last], pa.string())
 
 
-def _answers(
-    night: Night, model: Model, winner: ModelRef, unseen: pc.Expression
-) -> Iterator[Made]:
+def _answers(night: Night, model: Model, winner: ModelRef, unseen: pc.Expression) -> Iterator[Made]:
     """Rows of both tables, chunk by chunk."""
     compute = night.pipeline.compute
     source = Unread(model.tokenizer.digest, unseen, night.name, model.wide is not None, CHUNK)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightshift.compute import spread
+from nightshift.compute import Made, spread
 from nightshift.pretrained import PREFIX, read_tokenizer
 from nightshift.shards import Encode, Texts
 from nightshift.tables import TableRef, digest_of, rows_of
@@ -47,7 +48,7 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
             where = pc.field("night").isin(_nights_without(night, one.digest))
             documents = lake.count("documents", where)
             work = Encode(one, config.max_tokens)
-            made = spread(night.pipeline.compute, lake, Texts(where, ROWS), work)
+            made = _ahead(spread(night.pipeline.compute, lake, Texts(where, ROWS), work))
             # A file's last batch is a short one: there may be more than this, and a few seconds.
             for rows in track(made, -(-documents // ROWS), f"encoding, in batches of {ROWS}"):
                 batch = rows["tokens"]
@@ -152,3 +153,12 @@ def _nights_without(night: Night, tokenizer: str) -> list[str]:
         0,
     )  # fmt: skip
     return [name for name, number in numbers.items() if number > before]
+
+
+def _ahead(made: Iterator[Made]) -> Iterator[Made]:
+    """The same, in order; the next is at work while one is written."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, made, None)
+        while (one := waiting.result()) is not None:
+            waiting = pool.submit(next, made, None)
+            yield one

@@ -145,6 +145,8 @@ def test_several_poolings_stand_side_by_side_in_the_order_declared(chunk: int) -
 
 def test_squared_states_and_their_change_are_means_over_the_steps_of_documents() -> None:
     one, ids = given(STATES, pooling=["mean"])
+    assert not float(one.read(ids, torch.tensor(LENGTHS)).activation)
+    one.penalised = True
     reading = one.read(ids, torch.tensor(LENGTHS))
     # Squares: (1 + 4) / 2, (9 + 16) / 2 and (25 + 36) / 2, over three steps.
     assert float(reading.activation) == pytest.approx((2.5 + 12.5 + 30.5) / 3)
