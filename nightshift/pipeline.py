@@ -25,6 +25,7 @@ from .schedule import ScheduleConfig
 from .showing import masked
 from .sources import SLICES, SourceConfig
 from .splits import SplitConfig
+from .stores import problem_of
 from .tables import digest_of
 from .tokenizer import TokenizerConfig
 from .triggers import TriggersConfig
@@ -133,6 +134,14 @@ class Settings(Config):
                 raise ValueError(
                     f"pipeline name {name!r} must be lower-case letters, digits, - and _"
                 )
+        return found
+
+    @field_validator("storage")
+    @classmethod
+    def _two_writers_are_safe(cls, found: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        problem = problem_of({key: value.get_secret_value() for key, value in found.items()})
+        if problem:
+            raise ValueError(problem)
         return found
 
     def pipeline(self, name: str) -> Pipeline:
