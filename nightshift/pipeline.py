@@ -25,7 +25,7 @@ from .schedule import ScheduleConfig
 from .showing import masked
 from .sources import SLICES, SourceConfig
 from .splits import SplitConfig
-from .stores import problem_of
+from .stores import S3, open_to_sources, problem_of
 from .tables import digest_of
 from .tokenizer import TokenizerConfig
 from .triggers import TriggersConfig
@@ -188,7 +188,10 @@ def load_settings(path: Path) -> Settings:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: found no keys, expected at least `pipelines:`. See README.")
     data = _with_defaults(expand_variables(data, where), lines, where)
-    return _resolve(build(Settings, data, where, lines), path.resolve().parent)
+    settings = build(Settings, data, where, lines)
+    if any(S3.match(one) for its in settings.pipelines.values() for one in its.source.paths):
+        open_to_sources(settings.storage_options())
+    return _resolve(settings, path.resolve().parent)
 
 
 def _with_defaults(

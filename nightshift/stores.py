@@ -1,15 +1,16 @@
-"""Object stores that speak S3: their options made safe, their faults in words, their files for Arrow.
+"""Object stores that speak S3: options made safe, faults in words, their files for Arrow.
 
-Two writers are safe where the store keeps the promise of a conditional write (`If-None-Match: *`):
-of two that write one version of a table one is refused. delta-rs relies on it; without it each could
-write over the other's commit, so what switches it off is refused here.
+Two writers are safe where the store keeps the promise of a conditional write, `If-None-Match: *`:
+of two that write one version of a table one is refused. delta-rs relies on it; without it each
+could write over the other's commit, so what switches it off is refused here.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -45,8 +46,8 @@ def problem_of(options: Mapping[str, str]) -> str | None:
             return f"{name}: not an option of a store; {nearest(key, _KNOWN)}"
         if key.endswith("s3_allow_unsafe_rename") and value.lower() not in _OFF:
             return (
-                f"{name}: lets two writers lose each other's commits. Leave it out; the store needs "
-                "conditional writes (If-None-Match), which S3 and its kin have."
+                f"{name}: lets two writers lose each other's commits. Leave it out; the store "
+                "needs conditional writes (If-None-Match), which S3 and its kin have."
             )
         if key.endswith("conditional_put") and value.lower() == "disabled":
             return f"{name}: without conditional writes a table cannot be written safely. Leave it."
@@ -66,14 +67,18 @@ def safe(uri: str, options: Mapping[str, str]) -> dict[str, str]:
 
 
 def arrow_files(folder: str, options: Mapping[str, str]) -> Any:
-    """A folder of a bucket as a file system of Arrow's own, for reading.
+    """A folder of a bucket, `s3://bucket/folder`, as a file system of Arrow's own, for reading.
 
     One that is written in Python, as delta-rs' is, may still be held by a thread of Arrow's when
     the interpreter ends, and the process then aborts after its work is done.
-    Args: `s3://bucket/folder`; the options of delta-rs.
     """
     from pyarrow import fs
 
+    return fs.SubTreeFileSystem(S3.sub("", folder), arrow_store(options))
+
+
+def arrow_store(options: Mapping[str, str]) -> Any:
+    """The store as a file system of Arrow's own, by the options of delta-rs."""
     given = {one.lower().removeprefix("aws_"): value for one, value in options.items()}
 
     def said(*names: str) -> str | None:
@@ -92,14 +97,14 @@ def arrow_files(folder: str, options: Mapping[str, str]) -> Any:
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
         named |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
-    if said("skip_signature") not in (None, *_OFF):
-        named["anonymous"] = True
-    if said("virtual_hosted_style_request") not in (None, *_OFF):
-        named["force_virtual_addressing"] = True
-    if said("allow_invalid_certificates") not in (None, *_OFF):
-        named["tls_verify_certificates"] = False
-    known = tuple((key, value) for key, value in named.items() if value is not None)
-    return fs.SubTreeFileSystem(S3.sub("", folder), _arrow_store(known))
+    for option, key, value in (
+        ("skip_signature", "anonymous", True),
+        ("virtual_hosted_style_request", "force_virtual_addressing", True),
+        ("allow_invalid_certificates", "tls_verify_certificates", False),
+    ):
+        if (said(option) or "").lower() not in _OFF:
+            named[key] = value
+    return _arrow_store(tuple((key, one) for key, one in named.items() if one is not None))
 
 
 @lru_cache(8)
@@ -149,3 +154,55 @@ def told(error: BaseException) -> tuple[str, str]:
     if attempts and why:
         return f"the store does not answer ({why[1]}, {attempts[2]} retries)", ""
     return line, ""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Tell a store that does not answer, which may pass, from one that says no."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if "NETWORK_CONNECTION" in str(error) or "SLOW_DOWN" in str(error):
+            raise ConnectionError(told(error)[0]) from error
+        raise
+
+
+def open_to_sources(options: Mapping[str, str]) -> None:
+    """Let `source.paths` name files of the lake's store, with its options: s3://bucket/inbox/*.csv.
+
+    Where s3fs is installed, and finds its own options, it is left to that.
+    """
+    from importlib.util import find_spec
+
+    import fsspec
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow import fs
+
+    if find_spec("s3fs") is not None:
+        return
+
+    class Files(ArrowFSWrapper):
+        """A bucket, read by Arrow."""
+
+        def __init__(self, **_: Any):
+            super().__init__(arrow_store(options))
+
+        # fsspec's own say no to whatever goes wrong: an inbox that refuses would be an empty one.
+        def isfile(self, path: str) -> bool:
+            return self._kind(path) == fs.FileType.File
+
+        def isdir(self, path: str) -> bool:
+            return self._kind(path) == fs.FileType.Directory
+
+        def _kind(self, path: str) -> Any:
+            with answering():
+                return self.fs.get_file_info(self._strip_protocol(path)).type
+
+        def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+            with answering():
+                return super()._open(path, mode, **more)
+
+    for protocol in ("s3", "s3a"):
+        fsspec.register_implementation(protocol, Files, clobber=True)

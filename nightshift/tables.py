@@ -470,8 +470,9 @@ class Lake:
         folder = self._at(table)
         if S3.match(folder):
             return arrow_files(folder, self._storage or {})
-        local = fs.LocalFileSystem()
-        return fs.SubTreeFileSystem(folder.removeprefix("file://"), local) if self._is_local else None
+        if not self._is_local:
+            return None
+        return fs.SubTreeFileSystem(folder.removeprefix("file://"), fs.LocalFileSystem())
 
     def _at(self, table: str) -> str:
         return f"{self.root}/{table}"

@@ -89,7 +89,6 @@ def store(folder: Path) -> Iterator[Store]:
     log = str(folder / "requests.log")
     serve_ = [sys.executable, __file__, "serve", str(found.port), log, BUCKET, "artifacts"]
     with (folder / "server.log").open("w") as words:
-        # Its keys are in its environment, where boto3 looks for those of buckets it makes.
         process = subprocess.Popen(serve_, stdout=words, stderr=words, start_new_session=True)
     try:
         wait_for(found.port)
@@ -133,10 +132,12 @@ def serve(port: int, log: Path, buckets: list[str]) -> None:
     def answer(environ: dict[str, Any], start: Any) -> list[bytes]:
         # Read before the lock is taken: who dies in mid-upload must not hold up the others.
         size = int(environ.get("CONTENT_LENGTH") or 0)
-        body = environ["wsgi.input"].read(size) if size else b""
+        whole = size or environ.get("wsgi.input_terminated")  # by length, or in chunks
+        body = environ["wsgi.input"].read(size or -1) if whole else b""
         if len(body) < size:
             return []
-        environ["wsgi.input"] = io.BytesIO(body)
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
         told: list[str] = []
 
         def begin(status: str, headers: Any, *more: Any) -> Any:
