@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .errors import PassingError
+from .errors import ConfigError, PassingError
 from .tables import Lake, passing
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Lease:
         self._done.set()
         if self._beating is not None:
             self._beating.join(5)
-        with suppress(PassingError):
+        with suppress(PassingError, ConfigError):
             self._renew(holder="")
         self._lake.let_go()
 
@@ -153,7 +153,7 @@ class Lease:
                     self._lake.lose()
                     log.warning("night     silent for too long: another took this night over")
                     return
-            except PassingError as error:
+            except (PassingError, ConfigError) as error:
                 log.warning("night     its lease could not be renewed: %s", error)
 
     def _renew(self, holder: str) -> bool:

@@ -26,6 +26,7 @@ from .schedule import ScheduleConfig
 from .showing import masked
 from .sources import SLICES, SourceConfig
 from .splits import SplitConfig
+from .stores import S3, open_to_sources, problem_of
 from .tables import digest_of
 from .tokenizer import TokenizerConfig
 from .triggers import TriggersConfig
@@ -138,6 +139,14 @@ class Settings(Config):
                 )
         return found
 
+    @field_validator("storage")
+    @classmethod
+    def _two_writers_are_safe(cls, found: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        problem = problem_of({key: value.get_secret_value() for key, value in found.items()})
+        if problem:
+            raise ValueError(problem)
+        return found
+
     def pipeline(self, name: str) -> Pipeline:
         """A pipeline by name.
 
@@ -182,7 +191,10 @@ def load_settings(path: Path) -> Settings:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: found no keys, expected at least `pipelines:`. See README.")
     data = _with_defaults(expand_variables(data, where), lines, where)
-    return _resolve(build(Settings, data, where, lines), path.resolve().parent)
+    settings = build(Settings, data, where, lines)
+    if any(S3.match(one) for its in settings.pipelines.values() for one in its.source.paths):
+        open_to_sources(settings.storage_options())
+    return _resolve(settings, path.resolve().parent)
 
 
 def _with_defaults(

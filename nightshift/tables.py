@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import BusyError, ConfigError, NightError, PassingError
+from .stores import S3, arrow_files, safe, told
 
 NIGHT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SCHEMA_VERSION, SCHEMA_PROPERTY = 6, "nightshift.schema"
@@ -150,6 +151,10 @@ VOLATILE = {
 
 _TOKENS: dict[str, int] = {}
 """The lease that this process writes under, by the root of its lake."""
+_OPENED: dict[str, dict[tuple[str, int | None], Any]] = {}
+"""What this process opened in an object store while it holds the lease, by the root of its lake:
+opening a table means reading its whole log, in as many requests, and asking what is new is one.
+Nobody else may replace a table then."""
 APP, LOST = "nightshift.night", -1
 TAKEN_OVER = (
     "this process was silent for so long that another took its night over; it stops here and "
@@ -190,7 +195,8 @@ class Lake:
 
     def __init__(self, uri: str, pipeline: str, storage: dict[str, str] | None = None):
         self.root = f"{uri.rstrip('/')}/{pipeline}"
-        self._storage = storage or None
+        self._storage = safe(uri, storage or {}) or None
+        self._is_local = "://" not in self.root.removeprefix("file://")
 
     @property
     def storage(self) -> dict[str, str] | None:
@@ -203,6 +209,8 @@ class Lake:
         Args: the lease's token; `fence` to refuse what an earlier holder may still write.
         """
         _TOKENS[self.root] = token
+        if not self._is_local:
+            _OPENED[self.root] = {}
         for table in SCHEMAS if fence else ():
             with passing(f"fencing table '{table}' at {self._at(table)}"):
                 # Those that are not there yet, too: the earlier holder would make them.
@@ -216,10 +224,12 @@ class Lake:
     def lose(self) -> None:
         """Write no more: another has taken the lease over."""
         _TOKENS[self.root] = LOST
+        _OPENED.pop(self.root, None)
 
     def let_go(self) -> None:
         """Write without a lease again."""
         _TOKENS.pop(self.root, None)
+        _OPENED.pop(self.root, None)
 
     def newest_token(self) -> int:
         """The highest token that any commit to these tables carries; 0 where none does."""
@@ -259,9 +269,9 @@ class Lake:
         import pyarrow.fs as fs
         from deltalake.fs import DeltaStorageHandler
 
-        local = self._files(table)
-        if local is not None:
-            return local
+        # Not Arrow's own for S3: where it deletes the last file it leaves an empty object.
+        if self._is_local:
+            return self._files(table)
         return fs.PyFileSystem(DeltaStorageHandler.from_table(self._open(table, None)._table))
 
     def guarded(self, doing: str) -> Any:
@@ -313,6 +323,8 @@ class Lake:
                 configuration={
                     "delta.enableExpiredLogCleanup": "false",
                     SCHEMA_PROPERTY: str(SCHEMA_VERSION),
+                    # Between checkpoints each entry of the log is a request of its own.
+                    **({} if self._is_local else {"delta.checkpointInterval": "10"}),
                 },
                 raise_if_key_not_exists=False,
             )  # fmt: skip
@@ -560,32 +572,29 @@ class Lake:
         return opened.to_pyarrow_dataset(schema=SCHEMAS[table], filesystem=self._files(table))
 
     def _files(self, table: str) -> Any:
-        """Arrow's own view of a local folder; None leaves other stores to delta-rs.
+        """Arrow's own view of the folder; None leaves other stores to delta-rs.
 
         A file system that is written in Python may still be held by a thread of Arrow's when the
         interpreter ends, and the process then aborts after its work is done.
         """
         from pyarrow import fs
 
+        folder = self._at(table)
+        if S3.match(folder):
+            return arrow_files(folder, self._storage or {})
         if not self._is_local:
             return None
-        folder = self._at(table).removeprefix("file://")
-        return fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
-
-    @property
-    def _is_local(self) -> bool:
-        return "://" not in self.root.removeprefix("file://")
+        return fs.SubTreeFileSystem(folder.removeprefix("file://"), fs.LocalFileSystem())
 
     def _at(self, table: str) -> str:
         return f"{self.root}/{table}"
 
     def _open(self, table: str, version: int | None) -> Any:
-        from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
         with passing(f"opening table '{table}' at {self._at(table)}"):
             try:
-                opened = DeltaTable(self._at(table), version, self._storage)
+                opened = self._opened(table, version)
             except TableNotFoundError:
                 if version is None or self._open(table, None) is None:
                     return None
@@ -600,6 +609,21 @@ class Lake:
                 "Nightshift; nothing was changed."
             )
         return opened
+
+    def _opened(self, table: str, version: int | None) -> Any:
+        """The table, opened now or, while the lease is held, before; then with what came since."""
+        from deltalake import DeltaTable
+
+        kept, key = _OPENED.get(self.root), (table, version)
+        found = kept.pop(key, None) if kept is not None else None
+        if found is None:
+            found = DeltaTable(self._at(table), version, self._storage)
+        elif version is None:
+            found.update_incremental()
+        # Kept only now: one that failed is opened afresh.
+        if kept is not None:
+            kept[key] = found
+        return found
 
 
 def _in_order(whole: Any, where: pc.Expression | None = None) -> list[Any]:
@@ -631,6 +655,7 @@ class NightWriter:
         self._held: list[pa.RecordBatch] = []
         self._bytes = 0
         self._file: Any = None
+        self._stream: Any = None
 
     def __enter__(self) -> NightWriter:
         import pyarrow.fs as fs
@@ -659,6 +684,7 @@ class NightWriter:
             if self._file is not None:
                 with suppress(OSError):
                     self._file.close()
+                    self._stream.close()
                     self._store.delete_file(self._path)
             return
         self._flush()
@@ -690,16 +716,16 @@ class NightWriter:
             return
         with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
             if self._file is None:
-                self._file = pq.ParquetWriter(
-                    self._path, self._schema, filesystem=self._store, compression="zstd"
-                )
+                self._stream = self._store.open_output_stream(self._path)
+                self._file = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
             self._file.write_table(rows, row_group_size=ROW_GROUP)
 
     def _added(self) -> list[Any]:
         if self._file is None:
             return []
         self._file.close()
-        size = self._store.get_file_info(self._path).size
+        size = self._stream.tell()
+        self._stream.close()
         return [_add(self._path, size, self._night, self._digest.rows, int(time.time() * 1000))]
 
     def _commit(self) -> None:
@@ -744,8 +770,11 @@ class passing:  # noqa: N801 - a context manager, read as a verb
         from deltalake.exceptions import DeltaError
 
         if isinstance(error, OSError | DeltaError):
+            words, next_step = told(error)
+            if next_step:
+                raise ConfigError(f"{self._doing}: {words}. {next_step}") from error
             raise PassingError(
-                f"{self._doing}: {error}. The night stays unfinished and yesterday's tables stay "
+                f"{self._doing}: {words}. The night stays unfinished and yesterday's tables stay "
                 "published; run it again when the store answers."
             ) from error
 

@@ -81,6 +81,8 @@ class House:
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    lake_uri: str = "lake"
+    storage: dict[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> Path:
@@ -94,7 +96,8 @@ class House:
             **SMALL, **self.settings, "source": {**source, **self.settings.get("source", {})}
         }  # fmt: skip
         whole = {
-            "lake": "lake",
+            "lake": self.lake_uri,
+            "storage": self.storage,
             # One store for all tests: making a new one takes MLflow four seconds.
             "mlflow": f"sqlite:///{SCRATCH}/mlflow.db",
             "reports": "reports",
@@ -136,7 +139,8 @@ class House:
     def lake(self) -> Any:
         from nightshift.tables import Lake
 
-        return Lake(str(self.folder / "lake"), self.name)
+        local = "://" not in self.lake_uri
+        return Lake(str(self.folder / "lake") if local else self.lake_uri, self.name, self.storage)
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """A published table's rows."""
