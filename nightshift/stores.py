@@ -118,7 +118,7 @@ def _arrow_store(named: tuple[tuple[str, Any], ...]) -> Any:
     )
 
 
-def told(error: BaseException) -> tuple[str, str]:
+def told(error: BaseException | None) -> tuple[str, str]:
     """A store's fault on one line; and what a person has to put right before a retry can help.
 
     The second is empty where the fault may pass by itself.
@@ -200,9 +200,9 @@ def open_to_sources(options: Mapping[str, str]) -> None:
             with answering():
                 return self.fs.get_file_info(self._strip_protocol(path)).type
 
-        def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        def _open(self, path: str, *given: Any, **named: Any) -> Any:
             with answering():
-                return super()._open(path, mode, **more)
+                return super()._open(path, *given, **named)
 
     for protocol in ("s3", "s3a"):
         fsspec.register_implementation(protocol, Files, clobber=True)
