@@ -352,7 +352,7 @@ class Lake:
                 return
             ordered = ds.FileSystemDataset(pieces, whole.schema, pieces[0].format, whole.filesystem)
             for batch in ordered.to_batches(
-                columns=columns, filter=where, batch_size=rows,
+                columns=columns, filter=where, batch_size=min(rows, _fitting(pieces)),
                 # Whoever reads is slower than the disk: what is read ahead would only lie there,
                 # and what is fetched ahead is a whole file.
                 batch_readahead=AHEAD, fragment_readahead=1,
@@ -738,6 +738,13 @@ class NightWriter:
             commit_properties=self._commit_properties(self._opened),
         )  # fmt: skip
         self._opened.update_incremental()
+
+
+def _fitting(pieces: list[Any]) -> int:
+    """Rows of files that take no more than a row group does: a batch would else join several."""
+    groups = [group for one in pieces for group in one.row_groups]
+    widest = max((one.total_byte_size / max(1, one.num_rows) for one in groups), default=1.0)
+    return max(1, int(GROUP_BYTES / max(1.0, widest)))
 
 
 def _add(path: str, size: int, night: str, rows: int, modified: int) -> Any:
