@@ -261,12 +261,15 @@ def costs(folder: Path, cluster: Nodes) -> dict[str, Any]:
         ),
     }
     return {
-        "stages": {name: _of_shards(tables, *pair) for name, pair in pairs.items()},
+        "stages": {
+            name: _of_shards(tables, lake(folder / "measured"), *pair)
+            for name, pair in pairs.items()
+        },
         "task_seconds": _of_tasks(cluster),
     }
 
 
-def _of_shards(tables: Any, source: Any, work: Any) -> dict[str, float]:
+def _of_shards(tables: Any, into: Any, source: Any, work: Any) -> dict[str, float]:
     from nightshift.compute import _packed, _unpacked
 
     began = time.perf_counter()
@@ -287,7 +290,7 @@ def _of_shards(tables: Any, source: Any, work: Any) -> dict[str, float]:
             for name, one in some.items():
                 size += one.size
                 if name not in writers:
-                    writers[name] = tables.writer(name, "measured").__enter__()
+                    writers[name] = into.writer(name, NIGHT).__enter__()
                 batch = _unpacked(one)
                 rows += batch.num_rows if name in ("tokens", "embeddings") else 0
                 writers[name].write(batch)
