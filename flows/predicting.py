@@ -98,9 +98,11 @@ def score_file(
     Returns: the rows, and the added columns that got another name since the file has theirs.
     Raises: ConfigError for a place that cannot be written, SourceError; `out` is then untouched.
     """
+    from nightshift.inference import spare_memory
     from tasks.progress import track
 
     check_places(file, out)
+    spare_memory()
     with _opened(file, source) as opened:
         names = _free_names(opened.columns.names)
         schema = pa.schema([
