@@ -148,7 +148,9 @@ def _ever_named(lake: Lake, table: str) -> set[str]:
                 named |= {entry["add"]["path"] for entry in entries if "add" in entry}
             elif ".checkpoint" in one.base_name and one.base_name.endswith(".parquet"):
                 read = pq.read_table(one.path, columns=["add.path"], filesystem=store)
-                named |= {row["path"] for row in read["add"].to_pylist() if row and row["path"]}
+                # A checkpoint of a table without files has no such column.
+                added = read["add"].to_pylist() if "add" in read.column_names else []
+                named |= {row["path"] for row in added if row and row["path"]}
     return named
 
 

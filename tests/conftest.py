@@ -97,7 +97,7 @@ class House:
         }  # fmt: skip
         whole = {
             "lake": self.lake_uri,
-            "storage": self.storage,
+            **({"storage": self.storage} if self.storage else {}),
             # One store for all tests: making a new one takes MLflow four seconds.
             "mlflow": f"sqlite:///{SCRATCH}/mlflow.db",
             "reports": "reports",
