@@ -569,17 +569,18 @@ def test_a_second_night_leaves_or_waits_while_one_runs(
         house.work("n1")
     house.declare(when_busy="wait")
     settings = load_settings(house.config)
-    held, release = threading.Event(), threading.Event()
+    held = threading.Event()
 
     def hold() -> None:
         with alone(settings, house.name, settings.pipeline(house.name)):
             held.set()
-            release.wait(30)
+            until = time.monotonic() + 30
+            while "waiting for it" not in caplog.text and time.monotonic() < until:
+                time.sleep(0.1)
 
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait(10)
-    threading.Timer(1.0, release.set).start()
     house.work("n1")
     holder.join()
     assert "waiting for it" in caplog.text

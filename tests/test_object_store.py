@@ -359,7 +359,7 @@ def test_two_nights_in_a_store_equal_those_in_a_folder_and_its_commands_answer(
     command("forget", away.name, doc_id, "--yes", "--reason", "asked for")
     assert len(away.table("documents")) == 119
     assert doc_id not in {row["doc_id"] for row in away.table("embeddings")}
-    away.declare(keep={"nights": 1, "table_versions": 1, "grace_hours": 0})
+    away.declare(keep={"nights": 2, "table_versions": 2, "grace_hours": 0})
     before = len(store.requests())
     assert nursery.run(away.folder, away.name, "n3") == 0
     assert len(store.requests()) - before < 2500  # without new documents
