@@ -121,7 +121,12 @@ def test_a_run_from_the_page_is_worked_by_a_worker_and_tells_what_it_did(
             time.sleep(0.5)
     finally:
         os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait(60)
+        try:
+            worker.wait(20)
+        except subprocess.TimeoutExpired:
+            # A worker that is told while its run ends may miss it, and would work others' runs.
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait(10)
     assert found["state_type"] == "COMPLETED", found["state"]
     assert found["name"] == f"{deployed.name}-n1"
     assert {deployed.name, "n1", "nightshift", "team-a"} <= {*found["tags"]}
