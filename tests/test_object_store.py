@@ -362,7 +362,7 @@ def test_two_nights_in_a_store_equal_those_in_a_folder_and_its_commands_answer(
     away.declare(keep={"nights": 2, "table_versions": 2, "grace_hours": 0})
     before = len(store.requests())
     assert nursery.run(away.folder, away.name, "n3") == 0
-    assert len(store.requests()) - before < 2500  # without new documents
+    assert len(store.requests()) - before < 4000  # nothing new, but it prunes
     assert len(away.table("documents")) == 119
     assert "healthy" in command("doctor", away.name)
 
