@@ -6,9 +6,9 @@
 DIR (or NIGHTSHIFT_DATA) holds the corpora; a job whose corpus is missing is skipped, and says so.
 A job's result stands in speed.json once it is done and is not measured again without `--again`, so
 that a run may be cut short. speed.md and speed.png are made of it, and of what overhead.py,
-scale.py and gpu.py left beside it. All cores are used. Peers run in environments of their own,
-made before any clock starts. `--quick` tries all of it on few rows, into build/speed: its figures
-mean nothing. Exit code 1 where a job fails.
+scale.py, kmeans.py and gpu.py left beside it. All cores are used. Peers run in environments of
+their own, made before any clock starts. `--quick` tries all of it on few rows, into build/speed:
+its figures mean nothing. Exit code 1 where a job fails.
 """
 
 from __future__ import annotations
@@ -417,9 +417,10 @@ def encoding(corpus: str, data: Path, rows: int | None) -> dict[str, Any]:
     import pyarrow as pa
     from tokenizers import Tokenizer as Base
 
+    from nightshift.shards import Encode
     from nightshift.tables import SCHEMAS, Lake
     from nightshift.tokenizer import Tokenizer, TokenizerConfig
-    from tasks.tokens import _ahead, _encode
+    from tasks.tokens import _ahead
 
     texts = read_corpus(next(one for one in CORPORA if one.name == corpus), data, rows).train.texts
     tokenizer = Tokenizer.learn(iter(texts[:5000]), TokenizerConfig())
@@ -432,11 +433,9 @@ def encoding(corpus: str, data: Path, rows: int | None) -> dict[str, Any]:
         lake.replace("documents", "n1", table.to_batches(4096))
 
         def stored() -> None:
-            counts = {"tokens": 0, "unknown": 0}
             batches = lake.scan("documents", ["doc_id", "text"], rows=4096)
-            lake.replace("tokens", "n1", _ahead(
-                batches, lambda one: _encode(one, tokenizer, 200_000, counts)
-            ))  # fmt: skip
+            made = _ahead(map(Encode(tokenizer, 200_000), batches))
+            lake.replace("tokens", "n1", (one["tokens"] for one in made))
 
         found: dict[str, list[float]] = {"ours": [], "peer": [], "with_ids": []}
         for turn in range(1 + (1 if rows else ROUNDS)):
