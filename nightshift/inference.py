@@ -28,8 +28,8 @@ KERNELS = "16"
 
 
 def spare_memory() -> None:
-    """Keep a process that reads much text as small as one that reads little; call it before its
-    first pass.
+    """Keep a process that reads much text about as small as one that reads little; call it before
+    its first pass.
 
     Batches of many shapes leave holes that glibc does not give back: over 15,000 documents 46 MiB,
     and more with each thousand. Elsewhere than with glibc and oneDNN it does nothing.
