@@ -114,9 +114,12 @@ def orphans(lake: Lake, table: str, grace_hours: int) -> list[tuple[str, int]]:
 
     Returns: path inside the table and bytes of those older than the grace period.
     """
-    if lake.handle(table) is None:
+    opened = lake.handle(table)
+    if opened is None:
         return []
-    named, before = _ever_named(lake, table), time.time() - 3600 * grace_hours
+    # What the newest version names is asked of delta-rs as well: these files are to be deleted.
+    newest = pa.table(opened.get_add_actions(flatten=True))["path"].to_pylist()
+    named, before = {*newest} | _ever_named(lake, table), time.time() - 3600 * grace_hours
     return [
         (one.path, one.size)
         for one in _listed(lake, table, "")
@@ -147,10 +150,9 @@ def _ever_named(lake: Lake, table: str) -> set[str]:
                     entries = [json.loads(line) for line in stream.read().splitlines() if line]
                 named |= {entry["add"]["path"] for entry in entries if "add" in entry}
             elif ".checkpoint" in one.base_name and one.base_name.endswith(".parquet"):
-                read = pq.read_table(one.path, columns=["add.path"], filesystem=store)
-                # A checkpoint of a table without files has no such column.
-                added = read["add"].to_pylist() if "add" in read.column_names else []
-                named |= {row["path"] for row in added if row and row["path"]}
+                # Not `add.path` alone: Arrow may return it as a column of another name.
+                read = pq.read_table(one.path, columns=["add"], filesystem=store)
+                named |= {row["path"] for row in read["add"].to_pylist() if row and row["path"]}
     return named
 
 

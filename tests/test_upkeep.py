@@ -147,6 +147,22 @@ def test_orphans_are_files_no_version_ever_named_and_older_than_the_grace(lake: 
     assert len(files(lake)) == 2
 
 
+def test_files_that_only_a_checkpoint_names_are_no_orphans(lake: Lake) -> None:
+    for night in ("n1", "n2", "n3"):
+        lake.replace("labels", night, labels(night))
+    lake.replace("labels", "n1", labels("later"))
+    before = lake.version("labels")
+    assert before is not None
+    trim_log(lake, "labels", before - 1)
+    # The commits that added n1, n2 and n3 are gone; the last but one version still opens.
+    assert ids(lake, before - 1) == ["n1", "n2", "n3"]
+    assert orphans(lake, "labels", 0) == []
+    NightWriter(lake.handle("labels"), "labels", "n1").lay_down(labels("killed"))
+    [(path, _)] = orphans(lake, "labels", 0)
+    delete(lake, "labels", [path])
+    assert ids(lake, before - 1) == ["n1", "n2", "n3"]
+
+
 # --- schema ---------------------------------------------------------------------------------
 
 OLD = {
