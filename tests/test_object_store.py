@@ -364,6 +364,7 @@ def test_two_nights_in_a_store_equal_those_in_a_folder_and_its_commands_answer(
     assert nursery.run(away.folder, away.name, "n3") == 0
     assert len(store.requests()) - before < 4000  # nothing new, but it prunes
     assert len(away.table("documents")) == 119
+    assert "healthy" in command("doctor", away.name)
 
 
 @pytest.mark.slow
