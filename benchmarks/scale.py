@@ -49,13 +49,14 @@ KINDS = ("first", "thousand", "empty")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", default="10000,100000,1000000", help="documents, by commas")
+    parser.add_argument("--sizes", type=_sizes, default="10000,100000,1000000", metavar="N,N",
+                        help="documents, by commas")  # fmt: skip
     parser.add_argument("--nights", type=int, default=3, help="of a thousand, and empty ones")
     parser.add_argument("--server", action="store_true", help="with Prefect running beside")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here, and leave it there")
     options = parser.parse_args()
-    for size in map(int, options.sizes.split(",")):
+    for size in options.sizes:
         with _folder(options.keep and options.keep / str(size)) as folder:
             row = measure(size, options.nights, folder, options.server)
         keep(options.out, "scale.json", f"{size:09d}-{row['prefect']}", row)
@@ -64,6 +65,11 @@ def main() -> int:
         (options.out / "scale.svg").write_text(picture(rows), encoding="utf-8")
     print(page(kept(options.out, "scale.json")))
     return 0
+
+
+def _sizes(said: str) -> list[int]:
+    """A ValueError is told by argparse, with the words."""
+    return [int(one) for one in said.split(",")]
 
 
 @contextmanager
