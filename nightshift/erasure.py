@@ -58,6 +58,15 @@ def forgotten_digests(lake: Lake) -> frozenset[str]:
     return frozenset(one for column in rows.columns for one in column.to_pylist() if one)
 
 
+def forgotten_since(lake: Lake, number: int) -> bool:
+    """Whether anything was forgotten after the night of this number was published.
+
+    A tombstone stands in the partition of the newest night there was, published or not, so it is
+    asked for by the newest that was published then.
+    """
+    return lake.count("tombstones", pc.field("after") >= number) > 0
+
+
 @dataclass(frozen=True)
 class Forgotten:
     """Documents to be forgotten, and how to know them where their texts are shown.

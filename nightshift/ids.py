@@ -29,7 +29,7 @@ def drawn(doc_ids: pa.Array, most: int, seed: int = 1) -> pa.Array:
     """At most so many documents by chance, sorted by their ids; of a large corpus that grows,
     mostly the same."""
     if len(doc_ids) > LARGE:
-        some = doc_ids.take(pa.array(steady(len(doc_ids), most)))
+        some = doc_ids.take(pa.array(steady(len(doc_ids), most)[:most]))
         return some.take(pc.call_function("array_sort_indices", [some]))
     ordered = doc_ids.take(pc.call_function("array_sort_indices", [doc_ids]))
     chosen = np.random.default_rng(seed).permutation(len(ordered))[:most]

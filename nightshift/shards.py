@@ -45,13 +45,11 @@ class Texts:
 
     def shards(self, lake: Lake) -> list[Stretch]:
         """As many whole chunks to each as make a shard."""
-        return lake.stretches("documents", max(1, SHARD // self.rows) * self.rows, self.where)
+        return lake.stretches("documents", SHARD, self.where, self.rows)
 
     def read(self, lake: Lake, shard: Stretch) -> Iterator[pa.RecordBatch]:
         """The chunks of one shard."""
-        return lake.read_stretch(
-            "documents", shard, [*self.COLUMNS], self.where, rows=self.rows
-        )  # fmt: skip
+        return lake.read_stretch("documents", shard, [*self.COLUMNS], self.where)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class Unread:
 
     def shards(self, lake: Lake) -> list[_Shard]:
         """One to a chunk; for the texts, ids of both tables are read here."""
-        stretches = lake.stretches("tokens", self.rows, self._tokens)
+        stretches = lake.stretches("tokens", self.rows, self._tokens, self.rows)
         if not self.texts:
             return [_Shard(one, []) for one in stretches]
         found: list[_Shard] = []
@@ -158,7 +156,7 @@ class Unread:
     def _places(self, lake: Lake) -> Iterator[dict[str, Stretch]]:
         """Ids of documents, in the order of the texts, with the row group that each stands in."""
         for part in self._documents:
-            for one in lake.stretches("documents", ROW_GROUP, part):
+            for one in lake.stretches("documents", ROW_GROUP, part, ROW_GROUP):
                 for batch in lake.read_stretch("documents", one, ["doc_id"], part):
                     yield dict.fromkeys(batch.column("doc_id").to_pylist(), one)
 

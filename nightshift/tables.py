@@ -185,6 +185,8 @@ class Stretch:
     group: int
     first: int
     rows: int
+    cut: int
+    """Rows of a batch of it, at most."""
 
 
 class Lake:
@@ -369,18 +371,26 @@ class Lake:
         with passing(f"reading table '{table}' at {self._at(table)}"):
             return self._as_dataset(table, opened)
 
-    def stretches(self, table: str, rows: int, where: pc.Expression | None = None) -> list[Stretch]:
+    def stretches(
+        self, table: str, rows: int, where: pc.Expression | None = None, cut: int = 8192
+    ) -> list[Stretch]:
         """What `scan` reads, in its order and with its cuts, as references that others may read.
 
-        Args: rows of a stretch, at most; those whose file or row group can hold none are left out.
+        Args: rows of a stretch, of one batch at least; those whose file or row group can hold none
+        are left out; rows of a batch, at most, as `scan` takes them.
         """
         opened = self._open(table, None)
         if opened is None:
             return []
         with passing(f"reading table '{table}' at {self._at(table)}"):
+            pieces = _in_order(self._as_dataset(table, opened), where)
+            cut = min(cut, _fitting(pieces))
+            rows = max(1, rows // cut) * cut
             return [
-                Stretch(opened.version(), piece.path, group.id, first, min(rows, count - first))
-                for piece in _in_order(self._as_dataset(table, opened), where)
+                Stretch(
+                    opened.version(), piece.path, group.id, first, min(rows, count - first), cut
+                )
+                for piece in pieces
                 for part in piece.split_by_row_group(where, SCHEMAS[table])
                 for group in part.row_groups
                 for count in [group.num_rows]
@@ -394,7 +404,6 @@ class Lake:
         columns: list[str],
         where: pc.Expression | None = None,
         of: tuple[str, ...] = (),
-        rows: int = ROW_GROUP,
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a stretch that fit, as `scan` yields them, from any process.
 
@@ -418,9 +427,9 @@ class Lake:
             group = found.subset(row_group_ids=[stretch.group])
             whole = group.to_table(schema=SCHEMAS[table], columns=needed, use_threads=False)
             whole = whole.slice(stretch.first, stretch.rows)
-            for first in range(0, whole.num_rows, rows):
+            for first in range(0, whole.num_rows, stretch.cut):
                 # First cut, then filtered, as a scan does it: chunks are the same then.
-                part = whole.slice(first, rows)
+                part = whole.slice(first, stretch.cut)
                 if where is not None:
                     part = ds.dataset(part).to_table(filter=where)
                 yield from part.select(columns).combine_chunks().to_batches()

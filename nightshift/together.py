@@ -88,17 +88,21 @@ def _together(
             except (RuntimeError, PassingError) as error:
                 lost += 1
                 dead = _dead(ray, group)
-                if isinstance(error, RuntimeError) and not dead:
+                # Without a group it was the handshake that failed: a port that was taken just then.
+                if group and isinstance(error, RuntimeError) and not dead:
                     raise  # not of a worker's death: such as memory that does not suffice
                 if lost > LOSSES:
                     raise PassingError(
                         f"train: workers died {lost} times on the cluster at {config.address} "
                         f"({error}). Look at the nodes' memory; then run the night again."
                     ) from error
-                log.warning(
-                    "train     %d of %d workers were lost in pass %d; it is repeated from the end "
-                    "of the last one", dead, len(group), index + 1,
-                )  # fmt: skip
+                if group:
+                    log.warning(
+                        "train     %d of %d workers were lost in pass %d; it is repeated from the "
+                        "end of the last one", dead, len(group), index + 1,
+                    )  # fmt: skip
+                else:
+                    log.warning("train     the workers did not meet (%s); once more", error)
                 _dismiss(ray, group)
                 group = []
                 continue

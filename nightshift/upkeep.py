@@ -19,6 +19,8 @@ from .errors import AccountError
 from .tables import Digest, Lake, files_by_night
 
 LOG = "_delta_log"
+KINDS = ("add", "remove")
+"""Entries of a log that name a file; a removed one is its vacuum's, after the grace period."""
 
 
 def compact(lake: Lake, table: str) -> int:
@@ -125,7 +127,8 @@ def orphans(lake: Lake, table: str, grace_hours: int) -> list[tuple[str, int]]:
         for one in _listed(lake, table, "")
         if one.path.endswith(".parquet")
         and one.path not in named
-        and (one.mtime is None or one.mtime.timestamp() < before)
+        and one.mtime is not None
+        and one.mtime.timestamp() < before
     ]
 
 
@@ -139,20 +142,23 @@ def delete(lake: Lake, table: str, paths: list[str]) -> None:
 
 
 def _ever_named(lake: Lake, table: str) -> set[str]:
-    """Paths of all files that any entry of the log adds."""
+    """Paths of all files that any entry of the log adds or removes."""
     import pyarrow.parquet as pq
 
     store, named = lake.store(table), set[str]()
     with lake.guarded(f"reading the log of table '{table}'"):
-        for one in _listed(lake, table, LOG):
+        for one in [*_listed(lake, table, LOG), *_listed(lake, table, f"{LOG}/_sidecars")]:
             if one.base_name.endswith(".json"):
                 with store.open_input_stream(one.path) as stream:
                     entries = [json.loads(line) for line in stream.read().splitlines() if line]
-                named |= {entry["add"]["path"] for entry in entries if "add" in entry}
-            elif ".checkpoint" in one.base_name and one.base_name.endswith(".parquet"):
+                named |= {
+                    entry[kind]["path"] for entry in entries for kind in KINDS if kind in entry
+                }
+            elif one.base_name.endswith(".parquet"):
                 # Not `add.path` alone: Arrow may return it as a column of another name.
-                read = pq.read_table(one.path, columns=["add"], filesystem=store)
-                named |= {row["path"] for row in read["add"].to_pylist() if row and row["path"]}
+                read = pq.read_table(one.path, columns=[*KINDS], filesystem=store)
+                rows = (row for column in read.columns for row in column.to_pylist())
+                named |= {row["path"] for row in rows if row and row["path"]}
     return named
 
 

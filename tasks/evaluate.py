@@ -15,6 +15,7 @@ from nightshift.bundle import Answers, Model
 from nightshift.checks import count_checks, failures
 from nightshift.corpus import Labelled, labelled_sides, texts_of, tokens_of
 from nightshift.deciding import average_precision, recall_at_precision
+from nightshift.erasure import forgotten_since
 from nightshift.evaluation import (
     MISTAKES,
     label_errors,
@@ -162,7 +163,8 @@ def _as_before(night: Night, trained: Trained) -> Evaluated | None:
     news = any(night.lake.count(table, tonight) for table in ("documents", "labels"))
     # What people forgot, or retention removed, since then was among the rows.
     since = pc.field("night") == last["night"]
-    news = news or any(night.lake.count(table, since) for table in ("tombstones", "prunings"))
+    news = news or forgotten_since(night.lake, last["number"])
+    news = news or night.lake.count("prunings", since) > 0
     config, then = (
         {key: found.get(key) for key in CONFIG.split()}
         for found in (config_to_keep(night.pipeline), last["manifest"].get("config", {}))

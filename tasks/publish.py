@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nightshift.bundle import Bundle, Model
+from nightshift.erasure import forgotten_since
 from nightshift.errors import PassingError
 from nightshift.pipeline import config_digest
 from nightshift.tables import SCHEMAS
@@ -147,13 +148,24 @@ def _as_before(night: Night, winner: ModelRef | None) -> int | None:
     last = night.previous
     if last is None or winner is None or night.champion is None:
         return None
-    same = (winner.model_id, code_version()) == (night.champion.model_id, last["code_version"])
+    # After a rollback the version that answers is of older code than its night.
+    made = night.before.get("bundle_code") or last["code_version"]
+    same = (winner.model_id, code_version()) == (night.champion.model_id, made)
+    # A version whose clusters are told by a forgotten word, or that a person deleted, is made anew.
+    if not same or forgotten_since(night.lake, last["number"]) or not _is_registered(night, last):
+        return None
     told = ("cluster_id", "name", "keywords", "centroid", "scale", "radius")
     now, then = (
         [[row[key] for key in told] for row in living(night.lake, one)]
         for one in (night.name, last["night"])
     )
-    return last["registry_version"] if same and now == then else None
+    return last["registry_version"] if now == then else None
+
+
+def _is_registered(night: Night, last: dict[str, Any]) -> bool:
+    number = last["registry_version"]
+    registry = Registry(night.settings.mlflow)
+    return number is not None and registry.tags(night.pipeline_name, number) is not None
 
 
 def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | None:

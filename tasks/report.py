@@ -118,6 +118,8 @@ def write_page(
     where = assigned(night.lake)
     model_id = embedded.winner.model_id if embedded.winner else None
     before = night.champion.model_id if night.champion else None
+    # The night of a rollback has no page of its own.
+    turned = (night.before.get("turn") or {}).get("kind") == "rollback"
     changes = label_changes(night.lake, before, model_id)
     look = standouts(night.lake, night.name, model_id, where, current_labels(night.lake))
     shown += [row["doc_id"] for rows in look.values() for row in rows]
@@ -174,7 +176,7 @@ def write_page(
         standouts=look,
         # The same answers of the same model stand explained on last night's page.
         explained=explained(night, embedded.winner, _in_turn(look, details, changes))
-        if ingested.documents.rows or ingested.labels.rows or model_id != before
+        if ingested.documents.rows or ingested.labels.rows or model_id != before or turned
         else [],
         notes=[
             *sentences(reviewed(night, trained, evaluated)),

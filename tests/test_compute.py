@@ -27,7 +27,7 @@ from nightshift.errors import ConfigError, PassingError
 from nightshift.pipeline import Pipeline, config_digest
 from nightshift.recipe import ModelConfig, TrainConfig
 from nightshift.shards import Encode, Texts, Unread
-from nightshift.tables import Lake
+from nightshift.tables import Lake, rows_of
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
 from nightshift.training import Run, Team, fit
 
@@ -84,6 +84,21 @@ def test_shards_one_after_the_other_hold_the_very_chunks_of_a_scan(
         assert len(parts) > 1
         found = [one for part in parts for one in source.read(lake, part)]
         assert found == [*source.stream(lake)]
+
+
+def test_shards_of_wide_rows_are_cut_as_narrow_as_a_scan_cuts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "GROUP_BYTES", 100_000)
+    wide = Lake(str(tmp_path / "wide"), "p")
+    chance = np.random.default_rng(1)
+    wide.replace("documents", "n1", rows_of("documents", [
+        {"doc_id": f"{row}", "text": chance.bytes(2_500).hex()} for row in range(90)
+    ]))  # fmt: skip
+    source = Texts(pc.scalar(True), 50)
+    scanned = [*source.stream(wide)]
+    assert max(one.num_rows for one in scanned) < 50
+    assert [one for part in source.shards(wide) for one in source.read(wide, part)] == scanned
 
 
 @pytest.mark.parametrize("texts", [True, False])

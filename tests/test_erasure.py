@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nightshift.cleaning import CleaningConfig
-from nightshift.erasure import Forgotten, rewrite, words_only_of
+from nightshift.erasure import Forgotten, forgotten_since, rewrite, words_only_of
 from nightshift.tables import Lake, rows_of
 
 LONG = (
@@ -177,3 +177,14 @@ def test_rows_about_a_forgotten_document_leave_what_an_evaluation_told() -> None
             "near": {"examples": [{"doc_id": "d3", "like": "d1"}], "rows": 1}}  # fmt: skip
     kept = {"mistakes": [{"doc_id": "d2", "label": "b"}], "near": {"examples": [], "rows": 1}}
     assert gone.figures(told) == kept
+
+
+def test_what_was_forgotten_while_a_night_lay_unfinished_counts_for_that_night(
+    tmp_path: Path,
+) -> None:
+    lake = Lake(str(tmp_path), "a")
+    assert not forgotten_since(lake, 1)
+    # Night 1 is published, night 2 failed: the tombstone lies with 2, and says after 1.
+    lake.replace("tombstones", "n2", rows_of("tombstones", [{"doc_digest": "d", "after": 1}]))
+    assert forgotten_since(lake, 1)
+    assert not forgotten_since(lake, 2)

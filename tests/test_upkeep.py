@@ -161,6 +161,10 @@ def test_files_that_only_a_checkpoint_names_are_no_orphans(lake: Lake) -> None:
     [(path, _)] = orphans(lake, "labels", 0)
     delete(lake, "labels", [path])
     assert ids(lake, before - 1) == ["n1", "n2", "n3"]
+    # A reader that began before may still be at the file that was replaced: it is vacuum's.
+    trim_log(lake, "labels", before)
+    assert orphans(lake, "labels", 0) == []
+    assert len(files(lake)) == 4
 
 
 # --- schema ---------------------------------------------------------------------------------
