@@ -388,7 +388,8 @@ def test_a_file_still_being_written_waits_for_the_next_night(house: House) -> No
 def test_a_night_waits_for_its_only_file_to_settle(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.declare(source={"settle_seconds": 2})
+    # Longer than a first flow takes to begin.
+    house.declare(source={"settle_seconds": 15})
     young = house.drop("young.jsonl", rows(3, seed=4))
     os.utime(young)
     house.work("n1")
