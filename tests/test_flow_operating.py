@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_the_doctor_finds_all_changes_nothing_repairs_all_and_is_content(house: 
     lake.replace("nights", "n2", [])
 
 
+@pytest.fixture
+def own_prefect() -> Iterator[None]:
+    """A server that no other run shares: any night that begins beside would bury the dead first."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
 def shown(house: House, flow: str, process: str, state: str) -> Any:
     """A flow run as Prefect shows it, worked by a process."""
     from prefect import Flow
@@ -127,6 +137,7 @@ def state_of(run: Any) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_prefect")
 def test_the_doctor_buries_dead_runs_of_every_part_and_no_run_that_lives_or_waits(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
