@@ -152,9 +152,9 @@ VOLATILE = {
 _TOKENS: dict[str, int] = {}
 """The lease that this process writes under, by the root of its lake."""
 _OPENED: dict[str, dict[tuple[str, int | None], Any]] = {}
-"""What this process opened in an object store while it holds the lease, by the root of its lake:
-opening a table means reading its whole log, in as many requests, and asking what is new is one.
-Nobody else may replace a table then."""
+"""What this process opened while it holds the lease, by the root of its lake: opening a table means
+reading its whole log, in an object store in as many requests, and asking what is new is one. Nobody
+else may replace a table then."""
 APP, LOST = "nightshift.night", -1
 TAKEN_OVER = (
     "this process was silent for so long that another took its night over; it stops here and "
@@ -211,8 +211,7 @@ class Lake:
         Args: the lease's token; `fence` to refuse what an earlier holder may still write.
         """
         _TOKENS[self.root] = token
-        if not self._is_local:
-            _OPENED[self.root] = {}
+        _OPENED[self.root] = {}
         for table in SCHEMAS if fence else ():
             with passing(f"fencing table '{table}' at {self._at(table)}"):
                 # Those that are not there yet, too: the earlier holder would make them.

@@ -22,6 +22,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_type_hints
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict
 
 import nightshift
@@ -222,7 +223,7 @@ def stage(
             )
             return result
 
-        return task(
+        made = task(
             name=name,
             task_run_name=name,
             retries=len(RETRY_DELAYS_SECONDS),
@@ -231,6 +232,13 @@ def stage(
             cache_policy=NO_CACHE,
             persist_result=False,
         )(run)
+
+        @functools.wraps(work)
+        def begin(night: Night, *given: Inputs.args, **named: Inputs.kwargs) -> Result:
+            # Prefect looks for other tasks' results in every setting; they are among the outcomes.
+            return made(quote(night), *given, **named)  # pyright: ignore[reportArgumentType]
+
+        return begin
 
     return decorate
 
