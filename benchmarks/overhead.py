@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -47,6 +46,8 @@ from corpora import (
     table,
 )
 
+from flows.environment import calm_threads
+
 if TYPE_CHECKING:
     from nightshift.bundle import Answers
     from nightshift.pipeline import Pipeline
@@ -77,6 +78,7 @@ def main() -> int:
         (options.bare.parent / "bare.json").write_text(json.dumps(found), encoding="utf-8")
         return 0
     corpus = next(one for one in CORPORA if one.name == options.corpus)
+    calm_threads()
     file = options.data / f"{corpus.name}.parquet"
     if not file.is_file():
         print(f"{corpus.name}: skipped, found no {file.name} in {options.data}")
@@ -337,7 +339,6 @@ def bare(config: Path, name: str) -> dict[str, Any]:
     """Run the script on a pipeline; its seconds by stage, and its test accuracy."""
     from nightshift.pipeline import load_settings
 
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as a night does
     # First of all, as a night does: a stage's seconds then hold no imports of the library.
     for module in ("bundle", "clustering", "intake", "learning", "reports"):
         import_module(f"nightshift.{module}")

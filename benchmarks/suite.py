@@ -42,6 +42,8 @@ from corpora import (
 from peers import PeerError, environment, held_out, read_corpus
 from suite_page import write_page
 
+from flows.environment import THREADS
+
 HERE = Path(__file__)
 TRIED = HERE.parents[1] / "build" / "speed"
 FEW_ROWS = 2000
@@ -187,7 +189,7 @@ def own(work: str, options: argparse.Namespace, **given: Any) -> Any:
 
 
 def _process(command: list[str]) -> Any:
-    threads = {"OMP_NUM_THREADS": str(CORES), "RAYON_NUM_THREADS": str(CORES)}
+    threads = {"OMP_NUM_THREADS": str(CORES), "RAYON_NUM_THREADS": str(CORES), **THREADS}
     with TemporaryDirectory(prefix="nightshift-speed-") as folder:
         result = Path(folder) / "result.json"
         done = subprocess.run(

@@ -13,7 +13,7 @@ from flows.commands import (
     schedules,
     setup,
 )  # fmt: skip
-from flows.environment import keep_private
+from flows.environment import calm_threads, keep_private
 from flows.terminal import app, log_lines, plain_streams, spoken_errors
 
 SUBJECTS = [
@@ -29,6 +29,7 @@ app.registered_commands.sort(
 
 def main() -> None:
     """Entry point of the command `nightshift`."""
+    calm_threads()
     plain_streams()
     log_lines()
     with spoken_errors():

@@ -19,6 +19,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
 from flows import automations, night, parts, watching
+from flows.environment import THREADS
 from flows.reaching import TAG, server
 from nightshift.errors import ConfigError
 from nightshift.pipeline import CHANGEABLE, Pipeline, Settings
@@ -42,7 +43,7 @@ ENVIRONMENT = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "GOMP_SPINCOUNT": "2000",
+    **THREADS,
 }
 HELP = {
     "pipeline": "A pipeline of the file.",

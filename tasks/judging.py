@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from nightshift.bundle import Model, model_id
@@ -31,7 +32,7 @@ def judged(folder: Path, expected: str, texts: list[str], device: str) -> Judged
             f"{folder}: found model {model_id(folder)}, expected {expected}: its files were "
             "altered. Put back what was there, or roll back to another version."
         )
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+    with ProcessPoolExecutor(1, _nursery()) as alone:
         try:
             return alone.submit(_answer, folder, texts, device).result()
         except BrokenProcessPool:
@@ -39,6 +40,14 @@ def judged(folder: Path, expected: str, texts: list[str], device: str) -> Judged
                 f"its process died while it answered {len(texts)} gate rows; memory may not have "
                 "sufficed"
             ) from None
+
+
+def _nursery() -> ForkServerContext:
+    """Where processes begin that know the library and nothing of the night: each is a fork of one
+    that only imported it, which takes longer than most gates."""
+    found = get_context("forkserver")
+    found.set_forkserver_preload([__name__])
+    return found
 
 
 def _answer(folder: Path, texts: list[str], device: str) -> Judged:
