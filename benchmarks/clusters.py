@@ -521,8 +521,7 @@ def jobs(data: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, A
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    if "--page" not in sys.argv:
-        add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="*", help="measurements like this, * for any")
     parser.add_argument("--page", action="store_true", help="only make the page")

@@ -114,11 +114,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+WITHOUT_DATA = {"--page", "--plan", "--run", "--one", "--bare"}
+"""Options of a benchmark that make it read no corpus."""
+
+
 def add_data_option(parser: argparse.ArgumentParser) -> None:
     """`--data DIR`, which the environment can give as well."""
     given = os.environ.get("NIGHTSHIFT_DATA")
+    needed = not given and not WITHOUT_DATA & {*sys.argv}
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", default=given, required=not given,
+        "--data", type=Path, metavar="DIR", default=given, required=needed,
         help="the folder of the corpora; else the environment's NIGHTSHIFT_DATA",
     )  # fmt: skip
 

@@ -56,8 +56,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    if "--page" not in sys.argv:
-        add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=500, help="test questions explained")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="trained before, by seed")

@@ -112,8 +112,7 @@ def page(folds: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    if "--page" not in sys.argv:
-        add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--corpus", default="banking77", choices=[one.name for one in CORPORA])
     parser.add_argument("--page", action="store_true", help="only make the page")
     options = parser.parse_args()

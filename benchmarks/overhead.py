@@ -66,8 +66,7 @@ BETWEEN = "between and after the stages"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    if "--bare" not in sys.argv:
-        add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--corpus", default="thucnews", choices=[one.name for one in CORPORA])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")

@@ -312,8 +312,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    if not {"--page", "--plan", "--run"} & {*sys.argv}:
-        add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--only", action="append", default=[], metavar="TABLE/CORPUS/RECIPE",
                         help="jobs like this, * for any; may be given several times")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time")

@@ -115,8 +115,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    if not {"--page", "--one"} & {*sys.argv}:
-        add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--only", metavar="JOBS", help="some of the jobs, by commas")
     parser.add_argument("--again", action="store_true", help="also what is measured already")
     parser.add_argument("--quick", action="store_true", help="few rows, to see whether it runs")
