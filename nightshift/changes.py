@@ -97,23 +97,33 @@ def label_changes(lake: Lake, old: str | None, new: str | None) -> dict[str, Any
     if old is None or new is None or old == new:
         return {}
     before_it = lake.read("predictions", ["doc_id", "label"], pc.field("model_id") == old)
-    ids, words, both = ids_of(before_it["doc_id"]), ids_of(before_it["label"]), 0
+    # A model that was asked for everything again, or came back, has answered some twice: its newest
+    # answer counts, and `index_in` finds the first.
+    before_it = before_it.take(np.arange(before_it.num_rows)[::-1])
+    ids, words = ids_of(before_it["doc_id"]), ids_of(before_it["label"])
+    newest, read = np.full(len(ids), -1), 0
     parts: list[pa.Table] = []
     columns = ["doc_id", "label", "probability"]
     for batch in lake.scan("predictions", columns, pc.field("model_id") == new, rows=ROW_GROUP):
-        rows = index_in(batch.column("doc_id"), ids)
-        part = pa.Table.from_batches([batch]).filter(pa.array(rows >= 0))
-        both += part.num_rows
-        part = part.append_column("label_old", words.take(pa.array(rows[rows >= 0])))
+        places = index_in(batch.column("doc_id"), ids)
+        part = pa.Table.from_batches([batch]).filter(pa.array(places >= 0))
+        places = places[places >= 0]
+        answers = np.arange(read, read + len(places))
+        newest[places], read = answers, read + len(places)
+        part = part.append_column("label_old", words.take(pa.array(places)))
+        part = part.append_column("place", pa.array(places))
+        part = part.append_column("answer", pa.array(answers))
         parts.append(part.filter(pc.field("label") != pc.field("label_old")))
     if not parts:
         return {"of": 0, "documents": 0, "flows": [], "examples": []}
-    moved = pa.concat_tables(parts).sort_by("doc_id")
+    moved = pa.concat_tables(parts)
+    moved = moved.filter(pa.array(newest[moved["place"].to_numpy()] == moved["answer"].to_numpy()))
+    moved = moved.sort_by("doc_id")
     before, after = moved["label_old"].to_pylist(), moved["label"].to_pylist()
     flows = Counter(zip(before, after, strict=True))
     ordered = sorted(flows.items(), key=lambda one: (-one[1], one[0]))
     return {
-        "of": both,
+        "of": int((newest >= 0).sum()),
         "documents": moved.num_rows,
         "flows": [{"before": one, "after": two, "documents": many}
                   for (one, two), many in ordered[:DOZEN]],

@@ -78,6 +78,26 @@ def test_label_changes_are_those_of_documents_that_both_models_know(lake: Lake) 
     assert label_changes(lake, None, "m2") == {}
 
 
+def test_of_a_document_that_a_model_answered_twice_the_newest_answer_counts(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "p")
+    said = {
+        "n1": [("m1", "d1", "good"), ("m1", "d2", "good"), ("m1", "d3", "good")],
+        "n2": [("m2", "d1", "bad"), ("m2", "d2", "bad"), ("m2", "d3", "good")],
+        "n3": [("m1", "d1", "bad"), ("m1", "d2", "odd")],
+        "n4": [("m2", "d2", "good"), ("m2", "d3", "bad")],
+    }
+    for night, rows in said.items():
+        put(lake, "predictions", night, [
+            {"doc_id": one, "label": label, "probability": 0.5, "model_id": model}
+            for model, one, label in rows
+        ])  # fmt: skip
+    there = label_changes(lake, "m1", "m2")  # d1 stays bad, d2 was odd, d3 was good
+    assert (there["of"], there["documents"]) == (3, 2)
+    assert {(one["doc_id"], one["before"], one["after"]) for one in there["examples"]} == {
+        ("d2", "odd", "good"), ("d3", "good", "bad"),
+    }  # fmt: skip
+
+
 def test_what_deserves_a_look_is_unsure_far_or_at_odds_with_its_cluster(lake: Lake) -> None:
     where = {f"d{n}": ("c-1", 0.1) for n in range(5)} | {
         "e1": ("c-1", 0.2), "e2": ("c-1", 0.9), "e3": ("unassigned", 1.5),
