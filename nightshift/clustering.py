@@ -7,7 +7,7 @@ arrives alone gets the same cluster as one that was fitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -35,6 +35,9 @@ SETTLED = 1e-4
 UNSEEN = 100
 """Documents that a model has not learned from are told by, if there are so many: the others lie
 nearer to their centroids than any that will come."""
+
+Assign = Callable[[Vectors, Cells], tuple[np.ndarray, np.ndarray]]
+"""All vectors and cells -> places and distances, as of `Cells.assign`."""
 
 
 class ClusterConfig(NamingConfig):
@@ -78,6 +81,7 @@ def cluster(
     topics: Sequence[np.ndarray] = (),
     unseen: np.ndarray | None = None,
     by_hand: np.ndarray | None = None,
+    assign: Assign | None = None,
 ) -> Clustering:
     """Group unit vectors; no cluster is empty, and k never exceeds the number of distinct ones.
 
@@ -86,7 +90,8 @@ def cluster(
     (documents,); the rows of each topic that is new, which is born where k is `auto`; which
     documents the vectors' model has not learned from, bool (documents,): they tell what is far,
     where they suffice; which of `start` a person merged or split, ever, bool (clusters,): these are
-    not split or merged again, and the number of clusters is that of `start`, whatever `k` says.
+    not split or merged again, and the number of clusters is that of `start`, whatever `k` says;
+    what gives all vectors their places, where that is not `assigned`.
     """
     vectors = as_vectors(vectors)
     most = distinct(vectors, max(config.k_max, 0 if config.k == "auto" else config.k))
@@ -101,7 +106,7 @@ def cluster(
         cells = settle(some, Cells(*_seeds(some, k, start, config.seed)))
     if unseen is not None and (known & unseen).sum() >= UNSEEN:
         known = known & unseen
-    return _published(vectors, cells, config, known)
+    return _published(vectors, cells, config, known, assign or assigned)
 
 
 def _first(vectors: Vectors, config: ClusterConfig, most: int) -> Cells:
@@ -136,10 +141,10 @@ def _auto(
 
 
 def _published(
-    vectors: Vectors, cells: Cells, config: ClusterConfig, known: np.ndarray
+    vectors: Vectors, cells: Cells, config: ClusterConfig, known: np.ndarray, assign: Assign
 ) -> Clustering:
     """Set the radius, leave out cells that hold nothing, and assign."""
-    places, distances = assigned(vectors, cells)
+    places, distances = assign(vectors, cells)
     radius = math.inf
     if config.unassigned:
         farthest = np.sort(distances[known])
@@ -151,14 +156,14 @@ def _published(
     if every:
         places = np.where(distances <= radius, places, -1)
     else:
-        places, distances = assigned(vectors, cells)
+        places, distances = assign(vectors, cells)
     held = np.flatnonzero(places >= 0)
     return Clustering(cells, places, distances, quality(vectors, places, config.seed, held))
 
 
 def assigned(vectors: Vectors, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
     """The cluster of every document, chunk by chunk: each chunk's is its own affair, so that they
-    may as well be found elsewhere.
+    may as well be found elsewhere (`shards.Place`).
 
     Returns: as `Cells.assign`.
     """

@@ -49,8 +49,8 @@ class ComputeConfig(Config):
     """Where a night is computed; what it comes to is the same, but for a training's last digits."""
 
     engine: Literal["local", "ray"] = "local"
-    """`ray` spreads tokens, answers and, with `workers`, training over the nodes of a Ray cluster;
-    it needs the extra `ray`, and a lake that all nodes can read."""
+    """`ray` spreads tokens, answers, the assignment to clusters and, with `workers`, training over
+    the nodes of a Ray cluster; it needs the extra `ray`, and a lake that all nodes can read."""
     address: str = Field(default="auto", pattern=r"^(auto|[^\s:/@]+:\d{1,5})$")
     """Host and port of the cluster's head, such as head:6379; auto is the cluster that this machine
     is a node of. The night itself runs on one of the nodes."""

@@ -1,4 +1,4 @@
-"""What is computed shard by shard: tokens of documents, answers to tokens.
+"""What is computed shard by shard: tokens of documents, answers to tokens, places of vectors.
 
 Pairs of a source and of the work on its chunks, for `compute.spread`; both are plain enough to be
 sent to another machine.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from threadpoolctl import threadpool_limits
 
 from .batches import Documents
 from .bundle import Answers, Model
 from .compute import Made
 from .inference import Watch, unwatched
+from .nearest import Cells
 from .tables import ROW_GROUP, Lake, Stretch
 from .tokenizer import UNKNOWN, Tokenizer
 
@@ -215,3 +217,80 @@ class Answer:
         vectors = pa.ListArray.from_arrays(offsets, pa.array(answers.vectors.ravel()))
         columns: dict[str, Any] = {"doc_id": doc_ids, "vector": vectors}
         return pa.RecordBatch.from_pydict({**columns, "model_id": [self.model_id] * len(doc_ids)})
+
+
+# --- places ---------------------------------------------------------------------------------
+
+
+class _Rows(NamedTuple):
+    stretches: list[Stretch]
+    """Row groups in which these rows stand, one behind the other."""
+    first: int
+    """Rows of a model before them there."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class ModelVectors:
+    """The vectors of a model, float32 (rows, width), in chunks that are full but for the last.
+
+    Chunks are counted through all files: sums of floats depend on how a matrix is cut, and a
+    cluster's documents must be the same wherever they were assigned.
+    """
+
+    model_id: str
+    rows: int
+    """Of a chunk."""
+
+    @property
+    def _where(self) -> pc.Expression:
+        return pc.field("model_id") == self.model_id
+
+    def stream(self, lake: Lake) -> Iterator[np.ndarray]:
+        """All chunks in order."""
+        for shard in self.shards(lake):
+            yield from self.read(lake, shard)
+
+    def shards(self, lake: Lake) -> list[_Rows]:
+        """One to a chunk; the ids of models are read here, to count."""
+        stretches = lake.stretches("embeddings", ROW_GROUP, self._where, ROW_GROUP)
+        counts = [
+            sum(batch.num_rows for batch in lake.read_stretch(
+                "embeddings", one, ["model_id"], self._where
+            ))
+            for one in stretches
+        ]  # fmt: skip
+        ends = [*accumulate(counts)]
+        found: list[_Rows] = []
+        for first in range(0, ends[-1] if ends else 0, self.rows):
+            last = min(first + self.rows, ends[-1])
+            inside = [n for n, end in enumerate(ends) if end > first and end - counts[n] < last]
+            before = ends[inside[0]] - counts[inside[0]]
+            found.append(_Rows([stretches[n] for n in inside], first - before, last - first))
+        return found
+
+    def read(self, lake: Lake, shard: _Rows) -> Iterator[np.ndarray]:
+        """The one chunk of a shard."""
+        batches = [
+            batch
+            for one in shard.stretches
+            for batch in lake.read_stretch(
+                "embeddings", one, ["vector"], self._where, ("model_id",)
+            )
+        ]
+        vectors = pa.Table.from_batches(batches).slice(shard.first, shard.rows).column("vector")
+        flat = vectors.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        yield flat.reshape(shard.rows, -1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A chunk of vectors -> the place of each among the clusters, and its distance in scales."""
+
+    cells: Cells
+
+    def __call__(self, chunk: np.ndarray) -> Made:
+        """On one thread, as a chunk is worked on in the night's own process."""
+        with threadpool_limits(1):
+            places, distances = self.cells.assign(chunk)
+        return {"places": pa.RecordBatch.from_pydict({"place": places, "distance": distances})}

@@ -16,6 +16,7 @@ from pydantic import Field
 from nightshift.bundle import Clusters
 from nightshift.chunks import CHUNK, Spooled, Vectors
 from nightshift.clustering import (
+    Assign,
     Clustering,
     carried_over,
     cluster,
@@ -23,6 +24,8 @@ from nightshift.clustering import (
     fit_centroids,
     reshaped,
 )
+from nightshift.clustering import assigned as assigned_here
+from nightshift.compute import spread
 from nightshift.corpus import assigned, current_labels, texts_of
 from nightshift.identity import Fate, fates_of
 from nightshift.ids import index_in
@@ -30,6 +33,7 @@ from nightshift.journal import Name, Shape
 from nightshift.naming import Described, describe, exemplars
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
 from nightshift.scoring import quality_with_labels
+from nightshift.shards import ModelVectors, Place
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 
 from .discover import Topics, held_out
@@ -105,7 +109,7 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
     found = cluster(
         vectors, night.pipeline.clusters, shaped, fresh, _rows_of(trained.topics, doc_ids),
         index_in(doc_ids, held_out(night)) >= 0,
-        _held(night, files.words, owners),
+        _held(night, files.words, owners), _assign(night, embedded.winner.model_id),
     )  # fmt: skip
     ever = lake.read("clusters", ["cluster_id"], pc.field("night") != night.name)
     alive, columns = _living(before.names, places)
@@ -134,6 +138,23 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
         loose=_loose(night, doc_ids, vectors, found),
         figures=figures,
     )
+
+
+def _assign(night: Night, model_id: str) -> Assign:
+    """What gives all vectors their places: the nodes of a Ray cluster, where there are any."""
+    source, compute = ModelVectors(model_id, CHUNK), night.pipeline.compute
+
+    def there(vectors: Vectors, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+        shards = source.shards(night.lake)
+        # One chunk is sooner done than sent; and where a document stands there twice, the rows of
+        # the table are not those of `vectors`.
+        if len(shards) < 2 or sum(one.rows for one in shards) != len(vectors):
+            return assigned_here(vectors, cells)
+        made = [one["places"] for one in spread(compute, night.lake, source, Place(cells))]
+        places, distances = pa.Table.from_batches(made).columns
+        return places.to_numpy(), distances.to_numpy()
+
+    return assigned_here if compute.engine == "local" else there
 
 
 def _living(names: list[str], places: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -323,7 +344,7 @@ def ending(fate: Fate, last: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _keep(night: Night) -> None:
     """The clusterer, as an artifact of the night."""
-    found = clusters_of(night)
+    found = clusters_of(night.lake, night.name)
     if found is not None:
         with scratch() as folder:
             found.save(Path(folder))
@@ -344,9 +365,9 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
     )
 
 
-def clusters_of(night: Night) -> Clusters | None:
-    """Tonight's clusters as a bundle holds them; None where there are none."""
-    rows = living(night.lake, night.name)
+def clusters_of(lake: Lake, night: str) -> Clusters | None:
+    """A night's clusters as a bundle holds them; None where there are none."""
+    rows = living(lake, night)
     if not rows:
         return None
     return Clusters(

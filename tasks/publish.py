@@ -176,7 +176,7 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
     model = Model.load(model_folder)
     with scratch() as parent:
         folder = Path(parent) / BUNDLE
-        bundle = Bundle(model, clusters_of(night) if with_clusters else None)
+        bundle = Bundle(model, clusters_of(night.lake, night.name) if with_clusters else None)
         digest = bundle.save(folder, model_folder)
         tags = {
             MODEL_TAG: ref.model_id,

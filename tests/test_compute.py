@@ -19,14 +19,15 @@ import torch
 from conftest import SCRATCH, House, rows
 from torch import nn
 
-from nightshift import compute, shards, tables
+from nightshift import chunks, compute, shards, tables
 from nightshift.batches import Documents
 from nightshift.compute import ComputeConfig, connect, likeness, spread
 from nightshift.encoders import Network
 from nightshift.errors import ConfigError, PassingError
+from nightshift.nearest import Cells
 from nightshift.pipeline import Pipeline, config_digest
 from nightshift.recipe import ModelConfig, TrainConfig
-from nightshift.shards import Encode, Texts, Unread
+from nightshift.shards import Encode, ModelVectors, Place, Texts, Unread
 from nightshift.tables import Lake, rows_of
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
 from nightshift.training import Run, Team, fit
@@ -114,6 +115,42 @@ def test_shards_of_what_a_model_has_not_read_bring_the_same_texts_in_the_same_ch
         assert len(found) == len(parts) > 8
         # Of a chunk, at most two row groups have the texts: no shard reads the whole table.
         assert all(len(part.documents) <= 2 for part in parts)
+
+
+@pytest.mark.parametrize("size", [1, 64, 100, 130, 1000])
+def test_shards_of_vectors_are_full_chunks_of_one_model_wherever_its_rows_stand(
+    lake: Lake, size: int
+) -> None:
+    mine, others = [], 0
+    for night, count in (("n1", 250), ("n2", 30), ("n3", 130)):
+        batch = _embeddings(night, count)
+        own = np.array(batch.column("model_id")) == "m"
+        mine.append(np.array(batch.column("vector").to_pylist(), np.float32)[own])
+        others += (~own).sum()
+        lake.replace("embeddings", night, [batch])
+    whole = np.concatenate(mine)
+    assert others > 100
+    source = ModelVectors("m", size)
+    found = [*source.stream(lake)]
+    assert [len(one) for one in found[:-1]] == [size] * (len(found) - 1)
+    assert (np.concatenate(found) == whole).all()
+    # A chunk is read where it stands: no shard reads the whole table.
+    assert all(len(one.stretches) <= 2 + 2 * size // 50 for one in source.shards(lake))
+    cells = Cells(whole[:7], np.linspace(1, 2, 7, dtype=np.float32), 1.2)
+    made = pa.Table.from_batches(Place(cells)(one)["places"] for one in found)
+    places, distances = cells.assign(whole)
+    assert (made["place"].to_numpy() == places).all()
+    assert np.allclose(made["distance"].to_numpy(), distances, atol=1e-6)
+    assert len({*places}) > 4
+
+
+def _embeddings(night: str, count: int) -> pa.RecordBatch:
+    chance = np.random.default_rng(count)
+    return pa.RecordBatch.from_pydict({
+        "doc_id": [f"{night}-{row}" for row in range(count)],
+        "vector": pa.array([*chance.normal(size=(count, 8)).astype(np.float32)]),
+        "model_id": ["m" if one else "older" for one in chance.random(count) < 0.6],
+    })  # fmt: skip
 
 
 def test_a_lake_that_a_node_does_not_see_is_told_as_such(lake: Lake, tmp_path: Path) -> None:
@@ -388,8 +425,10 @@ def test_a_night_on_three_nodes_of_which_one_dies_equals_one_on_this_machine(
         ("tasks.tokens", "ROWS", 16),
         ("tasks.embed", "CHUNK", 48),
         ("nightshift.shards", "SHARD", 48),
+        ("tasks.cluster", "CHUNK", 32),
     ):
         monkeypatch.setattr(f"{module}.{name}", size)
+    monkeypatch.setattr(chunks.Spooled.chunks, "__defaults__", (32,))
     nodes.whole()
     came = Counter[str]()
     real = compute._waited_for
@@ -415,7 +454,7 @@ def test_a_night_on_three_nodes_of_which_one_dies_equals_one_on_this_machine(
         houses.append(house)
     one, two = houses
     assert came["killed"] == 1
-    assert min(came["tokens"], came["embeddings"], came["predictions"]) > 6
+    assert min(came["tokens"], came["embeddings"], came["predictions"], came["places"]) > 6
     for night in ("n1", "n2"):
         mine, others = two.digests(night), one.digests(night)
         # The others name the folder, or tell how long it took.
