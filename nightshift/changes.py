@@ -189,7 +189,7 @@ def standouts(
     far = _least({"doc_id": tonight, "far": pc.call_function("negate", [distances])}, MOST_FAR)
     found: dict[str, list[dict[str, Any]]] = {
         "unsure": unsure.to_pylist(),
-        "surprising": _varied(ids_of(far["doc_id"]), lake, model_id, where),
+        "surprising": _varied(ids_of(far["doc_id"]), lake, night, model_id, where),
         "disagreeing": _disagreeing(tonight, said["label"], where, labels),
     }
     told = pa.array([row["doc_id"] for of in found.values() for row in of], pa.string())
@@ -219,10 +219,11 @@ def _least(columns: Mapping[str, pa.Array], most: int) -> pa.Table:
 
 
 def _varied(
-    doc_ids: pa.Array, lake: Lake, model_id: str | None, where: Assigned
+    doc_ids: pa.Array, lake: Lake, night: str, model_id: str | None, where: Assigned
 ) -> list[dict[str, Any]]:
     """A dozen, in their order, of which few are alike or of one cluster."""
-    its = pc.field("model_id") == (model_id or "")
+    # What is new tonight was embedded tonight.
+    its = (pc.field("night") == night) & (pc.field("model_id") == (model_id or ""))
     rows = lake.read_of("embeddings", ["doc_id", "vector"], doc_ids, its).to_pydict()
     vectors = {one: np.asarray(vector, np.float32)
                for one, vector in zip(rows["doc_id"], rows["vector"], strict=True)}  # fmt: skip

@@ -80,22 +80,22 @@ class Spooled:
     def chunks(self, rows: int = CHUNK) -> Iterator[np.ndarray]:
         """As of `Vectors`."""
         for start in range(0, self._rows, rows):
-            yield self._read(start, min(rows, self._rows - start))
+            found = np.empty((min(rows, self._rows - start), self.width), np.float32)
+            self._read(start, found.reshape(-1).view(np.uint8).data)
+            yield found
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """As of `Vectors`."""
-        found = np.empty((len(rows), self.width), np.float32)
-        for place in np.argsort(rows, kind="stable"):
-            found[place] = self._read(int(rows[place]), 1)
+        found, size = np.empty((len(rows), self.width), np.float32), self.width * 4
+        into, order = found.reshape(-1).view(np.uint8).data, np.argsort(rows, kind="stable")
+        for place, row in zip(order.tolist(), rows[order].tolist(), strict=True):
+            self._read(row, into[place * size : (place + 1) * size])
         return found
 
-    def _read(self, start: int, count: int) -> np.ndarray:
-        found = np.empty((count, self.width), np.float32)
-        left = found.reshape(-1).view(np.uint8).data
+    def _read(self, start: int, into: memoryview) -> None:
         self._file.seek(start * self.width * 4)
-        while left:
-            left = left[self._file.readinto(left) :]
-        return found
+        while into:
+            into = into[self._file.readinto(into) :]
 
 
 def each(work: Callable[[np.ndarray], Result], chunks: Iterable[np.ndarray]) -> Iterator[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,10 @@ class Assigned:
 
     def places_of(self, doc_ids: pa.Array) -> np.ndarray:
         """The place of each of some documents among the names, -1 for nowhere, int64."""
-        rows = self.rows_of(doc_ids)
+        return self.places_at(self.rows_of(doc_ids))
+
+    def places_at(self, rows: np.ndarray) -> np.ndarray:
+        """The same of rows that `rows_of` found."""
         return np.where(rows >= 0, np.append(self.places, -1)[rows], -1).astype(np.int64)
 
     def mapping(self, doc_ids: pa.Array | None = None) -> dict[str, tuple[str, float]]:
@@ -175,7 +179,40 @@ def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str] | pa.Array) -> 
     return Documents.from_arrow(rows["ids"]).take(order)
 
 
-def texts_of(lake: Lake, doc_ids: Iterable[str]) -> dict[str, str]:
+class Excerpt:
+    """Rows of some documents: each table passes by once, whoever asks how often.
+
+    Args: ids of all documents that will be asked for, any of them as often as one likes.
+    """
+
+    COLUMNS: ClassVar = {
+        "documents": ["doc_id", "text", "night"],
+        "tokens": ["doc_id", "n_tokens", "n_unknown"],
+        "predictions": ["doc_id", "label", "probability", "abstained"],
+        "embeddings": ["doc_id", "vector"],
+    }
+
+    def __init__(self, lake: Lake, doc_ids: pa.Array):
+        self._lake, self._doc_ids = lake, doc_ids.unique()
+        self._read: dict[tuple[str, str], pa.Table] = {}
+
+    def read_of(
+        self,
+        table: str,
+        columns: list[str],
+        doc_ids: pa.Array,
+        where: pc.Expression | None = None,
+    ) -> pa.Table:
+        """As of `Lake`."""
+        key = (table, str(where))
+        if key not in self._read:
+            self._read[key] = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where)
+        rows = self._read[key]
+        wanted = pa.array(index_in(ids_of(rows["doc_id"]), doc_ids) >= 0)
+        return rows.select(columns).filter(wanted)
+
+
+def texts_of(lake: Lake | Excerpt, doc_ids: Iterable[str]) -> dict[str, str]:
     """The texts of some documents, by id."""
     wanted = pa.array(sorted(set(doc_ids)), pa.string())
     if not len(wanted):

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .corpus import Excerpt
 from .ids import drawn, ids_of, index_in
 from .tables import Lake
 from .tokenizer import words
@@ -291,14 +292,19 @@ def flat(found: Mapping[str, Any], name: str) -> dict[str, float]:
 # --- the lake -------------------------------------------------------------------------------
 
 
-def sample_of(
-    lake: Lake,
-    nights: Sequence[str],
-    model_id: str | None,
-    most: int = SAMPLE,
-    held_out: bool = False,
-) -> Sample:
-    """At most so many documents of some nights, as a model answered and embedded them.
+def sample_of(lake: Lake, nights: Sequence[str], model_id: str | None) -> Sample:
+    """At most SAMPLE documents of some nights, as a model answered and embedded them."""
+    numbers = {row["night"]: row["number"] for row in lake.nights()}
+    first = min((numbers.get(one, 0) for one in nights), default=0)
+    # Nothing is answered or embedded before it came.
+    since = [one for one, number in numbers.items() if number >= first]
+    return read_sample(lake, sample_ids(lake, nights), model_id, since)
+
+
+def sample_ids(
+    lake: Lake, nights: Sequence[str], held_out: bool = False, most: int = SAMPLE
+) -> pa.Array:
+    """Ids of at most so many documents of some nights.
 
     Args: `held_out` takes those that training never reads, where there are enough of them.
     """
@@ -308,33 +314,32 @@ def sample_of(
     if held_out:
         apart = ids.filter(pc.call_function("not_equal", [ids_of(rows["split"]), "train"]))
         ids = apart if len(apart) >= HELD_OUT else ids
-    numbers = {row["night"]: row["number"] for row in lake.nights()}
-    first = min((numbers.get(one, 0) for one in nights), default=0)
-    # Nothing is answered or embedded before it came.
-    since = [one for one, number in numbers.items() if number >= first]
-    return read_sample(lake, drawn(ids, most).to_pylist(), model_id, since)
+    return drawn(ids, most)
 
 
 def read_sample(
-    lake: Lake, doc_ids: Sequence[str], model_id: str | None, nights: Sequence[str] | None = None
+    lake: Lake | Excerpt,
+    wanted: pa.Array,
+    model_id: str | None,
+    nights: Sequence[str] | None = None,
 ) -> Sample:
     """What the tables have of some documents, in the order of the ids; of all nights or some."""
-    if not doc_ids:
+    if not len(wanted):
         return Sample()
-    wanted = pa.array(doc_ids, pa.string())
-    where = pc.scalar(True) if nights is None else pc.field("night").isin(pa.array(nights))
+    where = None if nights is None else pc.field("night").isin(pa.array(nights))
 
-    def rows(table: str, columns: list[str], where: pc.Expression) -> pa.Table:
+    def rows(table: str, columns: list[str], where: pc.Expression | None) -> pa.Table:
         found = lake.read_of(table, ["doc_id", *columns], wanted, where)
         order = np.argsort(index_in(ids_of(found["doc_id"]), wanted), kind="stable")
         return found.take(pa.array(order))
 
-    own = where & (pc.field("model_id") == (model_id or ""))
+    own = pc.field("model_id") == (model_id or "")
+    own = own if where is None else where & own
     said = rows("predictions", ["label", "probability", "abstained"], own)
     tokens = rows("tokens", ["n_tokens", "n_unknown"], where)
     vectors = rows("embeddings", ["vector"], own)["vector"].to_pylist()
     return Sample(
-        doc_ids=list(doc_ids),
+        doc_ids=wanted.to_pylist(),
         texts=rows("documents", ["text"], where)["text"].to_pylist(),
         labels=said["label"].to_pylist(),
         probability=said["probability"].to_numpy(),

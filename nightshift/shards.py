@@ -63,12 +63,17 @@ class Encode:
 
     def __call__(self, chunk: pa.RecordBatch) -> Made:
         """Ids as the tokenizer has them."""
-        ids = self.tokenizer.encode(chunk.column("text").to_pylist())
+        parts: list[pa.Array] = []
+        counts: list[tuple[int, int]] = []
+        for ids in self.tokenizer.pieces(chunk.column("text").to_pylist()):
+            # Python's numbers are nine times as large as Arrow's: a piece of them at a time.
+            parts.append(pa.array([one[: self.most] for one in ids], pa.list_(pa.int32())))
+            counts += [(len(one), one.count(UNKNOWN)) for one in ids]
         columns: dict[str, Any] = {
             "doc_id": chunk.column("doc_id"),
-            "ids": pa.array([one[: self.most] for one in ids], pa.list_(pa.int32())),
-            "n_tokens": pa.array([len(one) for one in ids], pa.int32()),
-            "n_unknown": pa.array([one.count(UNKNOWN) for one in ids], pa.int32()),
+            "ids": pa.concat_arrays(parts),
+            "n_tokens": pa.array([many for many, _ in counts], pa.int32()),
+            "n_unknown": pa.array([unknown for _, unknown in counts], pa.int32()),
             "tokenizer": [self.tokenizer.digest] * chunk.num_rows,
         }
         return {"tokens": pa.RecordBatch.from_pydict(columns)}

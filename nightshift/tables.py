@@ -725,8 +725,10 @@ class NightWriter:
         with passing(f"writing table '{self._table}' at {self._opened.table_uri}"):
             if self._file is None:
                 self._stream = self._store.open_output_stream(self._path)
-                self._file = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
-            self._file.write_table(rows, row_group_size=ROW_GROUP)
+                self._file = pq.ParquetWriter(
+                    self._stream, _dense(self._schema), **_compression(self._schema)
+                )
+            self._file.write_table(rows.cast(self._file.schema), row_group_size=ROW_GROUP)
 
     def _added(self) -> list[Any]:
         if self._file is None:
@@ -810,6 +812,38 @@ def valid_night(name: str) -> str:
             "underscores, such as 2026-11-22. Choose another name."
         )
     return name
+
+
+def _dense(schema: pa.Schema) -> pa.Schema:
+    """As files have it: no number of a list is null. Such lists are read in half the time."""
+    fields = [
+        one.with_type(pa.list_(pa.field("element", one.type.value_type, nullable=False)))
+        if _holds_numbers(one)
+        else one
+        for one in schema
+    ]
+    return pa.schema(fields)
+
+
+def _compression(schema: pa.Schema) -> dict[str, Any]:
+    """How a file is compressed: vectors are not, they would become a tenth smaller and be read in
+    twice the time."""
+    column = {
+        f"{one.name}.list.element" if pa.types.is_list(one.type) else one.name: one
+        for one in schema
+    }
+    vectors = {
+        name for name, one in column.items()
+        if _holds_numbers(one) and pa.types.is_floating(one.type.value_type)
+    }  # fmt: skip
+    return {
+        "compression": {name: "none" if name in vectors else "zstd" for name in column},
+        "use_dictionary": [name for name in column if name not in vectors],
+    }
+
+
+def _holds_numbers(field: pa.Field) -> bool:
+    return pa.types.is_list(field.type) and pa.types.is_primitive(field.type.value_type)
 
 
 def _packed(night: dict[str, Any]) -> dict[str, Any]:

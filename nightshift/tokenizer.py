@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import Literal
@@ -22,6 +22,8 @@ from .errors import BundleError
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL = ["[PAD]", "[UNK]"]
+PIECE = 2_000_000
+"""Characters encoded at once: until their ids are read, a token takes a hundred bytes."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 # A run of Han, or a word of any other script with its inner apostrophes.
@@ -148,13 +150,19 @@ class Tokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, at least one: a text without any token is one unknown."""
-        encoded = self._tokenizer.encode_batch_fast(
-            list(_prepared(texts, self.unit)), add_special_tokens=False
-        )
+        return [one for piece in self.pieces(texts) for one in piece]
+
+    def pieces(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
+        """The same, so many texts at a time as are not too long together."""
         places = self._places
-        if places:
-            return [[places.get(i, i) for i in one.ids] or [UNKNOWN] for one in encoded]
-        return [one.ids or [UNKNOWN] for one in encoded]
+        for piece in _pieces(texts):
+            encoded = self._tokenizer.encode_batch_fast(
+                list(_prepared(piece, self.unit)), add_special_tokens=False
+            )
+            if places:
+                yield [[places.get(i, i) for i in one.ids] or [UNKNOWN] for one in encoded]
+            else:
+                yield [one.ids or [UNKNOWN] for one in encoded]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token that `encode` makes of a text stands in it: first character, past the
@@ -213,6 +221,18 @@ def swapped(size: int, padding: int, unknown: int) -> list[int]:
         there = order.index(one)
         order[place], order[there] = order[there], order[place]
     return order
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """In their order, PIECE characters in each, or a text that is longer alone."""
+    first = size = 0
+    for place, text in enumerate(texts):
+        if size and size + len(text) > PIECE:
+            yield texts[first:place]
+            first, size = place, 0
+        size += len(text)
+    if len(texts) > first:
+        yield texts[first:]
 
 
 def _prepared(texts: Iterable[str], unit: str) -> Iterator[str]:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 KEYWORD_SAMPLE = 20_000
 """Documents whose words name the clusters, at most."""
+LOOSE_SAMPLE = 5_000
+"""Unassigned documents that are grouped, at most: for a dozen groups."""
 CANDIDATES = 4
 """Documents among which an exemplar is chosen: the nearest, but not one text five times."""
 
@@ -94,18 +96,19 @@ def recluster(night: Night, files: Files, trained: Trained, embedded: Embedded) 
         )
     assert embedded.winner is not None
     before = assigned(lake, but=night.name)
-    places, fresh = before.places_of(doc_ids), before.rows_of(doc_ids) < 0
+    there = before.rows_of(doc_ids)
+    places, fresh = before.places_at(there), there < 0
     old, start = _start(vectors, places, before.names, last, embedded.winner.model_id)
     owners, shaped = old, start
     if start is None:
         shaped = _learned(night, embedded.winner)
     elif into or parts:
-        there = {one: other for one, other in into.items() if one in old and other in old}
+        joined = {one: other for one, other in into.items() if one in old and other in old}
         members = {one: np.flatnonzero(places == place) for place, one in enumerate(before.names)}
         owners, shaped = reshaped(
-            vectors, members, old, start, there, parts, night.pipeline.clusters.seed
+            vectors, members, old, start, joined, parts, night.pipeline.clusters.seed
         )
-        log.info("cluster   people merged %d clusters and split %d", len(there), len(parts))
+        log.info("cluster   people merged %d clusters and split %d", len(joined), len(parts))
     found = cluster(
         vectors, night.pipeline.clusters, shaped, fresh, _rows_of(trained.topics, doc_ids),
         index_in(doc_ids, held_out(night)) >= 0,
@@ -230,7 +233,7 @@ def _loose(
     config = night.pipeline.clusters.model_copy(update={"namer": None})
     rows = np.flatnonzero(found.places < 0)
     random = np.random.default_rng(config.seed)
-    rows = np.sort(random.permutation(rows)[:KEYWORD_SAMPLE])
+    rows = np.sort(random.permutation(rows)[:LOOSE_SAMPLE])
     k = min(MOST_GROUPS, len(rows) // PER_GROUP)
     if k < 1:
         return []

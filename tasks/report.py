@@ -20,7 +20,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from pydantic import Field
 
 from nightshift.changes import by_file, label_changes, place_all, standouts
-from nightshift.corpus import Assigned, assigned, current_labels, texts_of
+from nightshift.corpus import Assigned, Excerpt, assigned, current_labels, texts_of
 from nightshift.ids import drawn, ids_of, index_in
 from nightshift.pedigree import moves, pedigree_picture
 from nightshift.pictures import Point
@@ -39,7 +39,7 @@ from .reviewed import reviewed, sentences
 from .stage import Night, Outcome, code_digest, stage
 from .tokens import Tokens
 from .train import Trained
-from .why import explained, shift_and_drift
+from .why import explained, learned_from, shift_and_drift
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,13 @@ def write_page(
     shown += [row["doc_id"] for rows in look.values() for row in rows]
     shown += [row["doc_id"] for row in changes.get("examples", [])]
     ended = _ended(night)
-    shift, drift, figures = shift_and_drift(night, embedded.winner, ingested.documents.rows)
+    learned = learned_from(night, embedded.winner, ingested.documents.rows)
+    sample = drawn(where.doc_ids, night.pipeline.report.map_points)
+    ids = [learned, sample, pa.array(shown, pa.string())]
+    excerpt = Excerpt(night.lake, pa.concat_arrays(ids))
+    shift, drift, figures = shift_and_drift(
+        night, embedded.winner, ingested.documents.rows, excerpt, learned
+    )
     found = NightReport(
         pipeline=night.pipeline_name,
         night=night.name,
@@ -165,8 +171,8 @@ def write_page(
         clusters=clusters,
         cluster_quality=quality_of(clustered),
         loose=clustered.loose,
-        examples=texts_of(night.lake, shown),
-        points=_points(night, embedded, where, {row["cluster_id"] for row in clusters}),
+        examples=texts_of(excerpt, shown),
+        points=_points(night, embedded, where, sample, excerpt) if clusters else [],
         by_file=by_file(night.lake, night.name, model_id),
         changes=changes,
         ended=ended,
@@ -327,22 +333,22 @@ def _label_counts(night: Night, embedded: Embedded) -> dict[str, int]:
     return dict(counted.most_common())
 
 
-def _points(night: Night, embedded: Embedded, where: Assigned, clusters: set[str]) -> list[Point]:
+def _points(
+    night: Night, embedded: Embedded, where: Assigned, sample: pa.Array, excerpt: Excerpt
+) -> list[Point]:
     """A sample of all documents, laid out in two dimensions."""
-    most = night.pipeline.report.map_points
-    if embedded.winner is None or not clusters or not most:
+    if embedded.winner is None:
         return []
-    lake, sample = night.lake, drawn(where.doc_ids, most)
     its = pc.field("model_id") == embedded.winner.model_id
-    vectors = lake.read_of("embeddings", ["doc_id", "vector"], sample, its)
+    vectors = excerpt.read_of("embeddings", ["doc_id", "vector"], sample, its)
     rows = vectors["doc_id"].to_pylist()
     if not rows:
         return []
-    said = lake.read_of("predictions", ["doc_id", "label"], sample, its)
+    said = excerpt.read_of("predictions", ["doc_id", "label"], sample, its)
     labels = dict(zip(said["doc_id"].to_pylist(), said["label"].to_pylist(), strict=True))
     flat = vectors["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     places = _places(night, flat.reshape(len(rows), -1))
-    shown = lake.read_of("documents", ["doc_id", "text", "night"], sample)
+    shown = excerpt.read_of("documents", ["doc_id", "text", "night"], sample)
     held = where.mapping(sample)
     about = {one: rest for one, *rest in zip(*(c.to_pylist() for c in shown.columns), strict=True)}
     return [

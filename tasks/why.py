@@ -9,9 +9,20 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import pyarrow as pa
+
 from nightshift.bundle import Model
-from nightshift.corpus import texts_of
-from nightshift.drift import Sample, compare, flat, mix, read_sample, sample_of, split_shift
+from nightshift.corpus import Excerpt, texts_of
+from nightshift.drift import (
+    Sample,
+    compare,
+    flat,
+    mix,
+    read_sample,
+    sample_ids,
+    sample_of,
+    split_shift,
+)
 from nightshift.errors import NightshiftError
 
 from .stage import ModelRef, Night
@@ -22,11 +33,23 @@ ASKED = 2_000
 """Of tonight's documents that the old model is asked, at most."""
 
 
+def learned_from(night: Night, winner: ModelRef | None, documents: int) -> pa.Array:
+    """Ids of documents that stand for what the winner learned from; none where tonight is compared
+    with nothing, or with last night alone."""
+    learned = _learned_on(night, winner) if winner is not None and documents else []
+    if not learned or learned == [_last_with_documents(night)]:
+        return pa.array([], pa.string())
+    return sample_ids(night.lake, learned, held_out=True)
+
+
 def shift_and_drift(
-    night: Night, winner: ModelRef | None, documents: int
+    night: Night, winner: ModelRef | None, documents: int, excerpt: Excerpt, learned: pa.Array
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, float]]:
     """The label mix's shift with its causes, drift against last night and the training set, and
-    the same as figures. All are empty where nothing new arrived, or nothing was there before."""
+    the same as figures. All are empty where nothing new arrived, or nothing was there before.
+
+    Args: what `learned_from` found, and where it may be read.
+    """
     if winner is None or not documents:
         return {}, {}, {}
     last = _last_with_documents(night)
@@ -37,9 +60,8 @@ def shift_and_drift(
         before = sample_of(night.lake, [last], winner.model_id)
         shift = _shift(night, winner, last, before, tonight)
         drift["last_night"] = {**compare(before, tonight), "night": last}
-    learned = _learned_on(night, winner)
-    if learned and learned != [last]:
-        training = sample_of(night.lake, learned, winner.model_id, held_out=True)
+    if len(learned):
+        training = read_sample(excerpt, learned, winner.model_id)
         drift["training"] = compare(training, tonight)
     figures: dict[str, float] = {}
     for name, found in drift.items():
@@ -82,12 +104,12 @@ def _shift(
     if old.model_id == winner.model_id:
         one, two = mix(before.labels), mix(tonight.labels)
         return {**said, "rows": split_shift(one, two, two, one)} if before.labels else {}
-    then = read_sample(night.lake, before.doc_ids, old.model_id)
+    then = read_sample(night.lake, pa.array(before.doc_ids, pa.string()), old.model_id)
     if old.kind != "network" or not then.labels:
         return {}
     # The same documents of both models: a sample's own chance would else pass for the model.
     ids = tonight.doc_ids[:: max(1, -(-len(tonight) // ASKED))]
-    asked = read_sample(night.lake, ids, winner.model_id)
+    asked = read_sample(night.lake, pa.array(ids, pa.string()), winner.model_id)
     return {
         **said,
         "documents": [len(then), len(asked)],

@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, QueryBuilder
 
+from nightshift import tables
 from nightshift.errors import ConfigError, PassingError
 from nightshift.tables import (
     SCHEMAS,
@@ -137,6 +139,32 @@ def test_vectors_and_lists_survive_with_their_nulls(lake: Lake) -> None:
     ]
     lake.replace("embeddings", "n1", rows_of("embeddings", rows))
     assert lake.read("embeddings")["vector"].to_pylist() == [[0.5, -1.0], [], None]
+
+
+def test_vectors_lie_in_files_as_they_are_read_fastest_beside_files_of_before(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a version before wrote: compressed, and any number might have been null."""
+    rows = [{"doc_id": f"{n}", "vector": [n, 0.5], "model_id": "m"} for n in range(3)]
+    lake.replace("embeddings", "n1", rows_of("embeddings", rows[:2]))
+    monkeypatch.setattr(tables, "_dense", lambda schema: schema)
+    monkeypatch.setattr(tables, "_compression", lambda schema: {"compression": "zstd"})
+    lake.replace("embeddings", "n2", rows_of("embeddings", rows[2:]))
+    new, old = (Path(one) for one in sorted(lake.handle("embeddings").file_uris()))
+    column = pq.ParquetFile(new).metadata.row_group(0).column(1)
+    assert (column.compression, column.encodings) == ("UNCOMPRESSED", ("RLE", "PLAIN"))
+    assert not pq.ParquetFile(new).schema_arrow.field("vector").type.value_field.nullable
+    assert pq.ParquetFile(old).schema_arrow.field("vector").type.value_field.nullable
+    for found in (
+        lake.read("embeddings", ["doc_id", "vector"]),
+        lake.handle("embeddings").to_pyarrow_table(columns=["doc_id", "vector"]),
+        pa.table(
+            QueryBuilder().register("t", lake.handle("embeddings"))
+            .execute("select doc_id, vector from t").read_all()
+        ),
+    ):  # fmt: skip
+        sorted_rows = sorted(found.to_pylist(), key=lambda row: row["doc_id"])
+        assert sorted_rows == [{"doc_id": f"{n}", "vector": [n, 0.5]} for n in range(3)]
 
 
 def test_the_tables_are_plain_delta_that_others_can_read(lake: Lake) -> None:
