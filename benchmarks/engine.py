@@ -42,6 +42,9 @@ NETWORK = 1e9
 """Bytes a second between a node and the night's: assumed, 10 Gbit/s with some loss."""
 SIZES = (1_000_000, 10_000_000)
 TASKS = 200
+MANY = 80
+"""Clusters to which vectors are assigned, beside those that were found: as many as auto chooses at
+most by default."""
 
 
 def main() -> int:
@@ -238,6 +241,7 @@ def costs(folder: Path, cluster: Nodes) -> dict[str, Any]:
     import pyarrow.compute as pc
 
     from nightshift.chunks import CHUNK as VECTORS
+    from nightshift.nearest import Cells
     from nightshift.pipeline import load_settings
     from nightshift.shards import Answer, Encode, ModelVectors, Place, Texts, Unread
     from nightshift.tokenizer import Tokenizer
@@ -255,20 +259,23 @@ def costs(folder: Path, cluster: Nodes) -> dict[str, Any]:
 
     model = Model.load(Tracking(settings.mlflow, "").fetch(ref.uri))
     most = settings.pipeline(PIPELINE).tokenizer.max_tokens
-    clusters = clusters_of(tables, NIGHT)
+    clusters, vectors = clusters_of(tables, NIGHT), ModelVectors(ref.model_id, VECTORS)
     assert clusters is not None
+    some = next(vectors.stream(tables))[:MANY]
+    cells = {f"assign to {len(one)}": one for one in (clusters.cells, Cells.of(some))}
     pairs = {
         "tokens": (Texts(pc.scalar(True), ROWS), Encode(tokenizer, most)),
         "embed": (
             Unread(tokenizer.digest, pc.scalar(True), NIGHT, model.wide is not None, CHUNK),
             Answer(model, ref.model_id, "cpu"),
         ),
-        "assign": (ModelVectors(ref.model_id, VECTORS), Place(clusters.cells)),
+        **{name: (vectors, Place(one)) for name, one in cells.items()},
     }
     stages = {
         name: _of_shards(tables, lake(folder / "measured"), *pair) for name, pair in pairs.items()
     }
-    stages["assign"]["spooled"] = 1
+    for name in cells:
+        stages[name]["spooled"] = 1
     return {
         "stages": stages,
         "task_seconds": _of_tasks(cluster),

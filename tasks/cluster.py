@@ -50,6 +50,9 @@ KEYWORD_SAMPLE = 20_000
 """Documents whose words name the clusters, at most."""
 LOOSE_SAMPLE = 5_000
 """Unassigned documents that are grouped, at most: for a dozen groups."""
+SPREAD_FROM = 20
+"""Clusters from which on documents are assigned on the nodes of a Ray cluster: with fewer, four
+nodes take longer to read their vectors than this machine to compare them (benchmarks/engine.py)."""
 CANDIDATES = 4
 """Documents among which an exemplar is chosen: the nearest, but not one text five times."""
 
@@ -148,9 +151,10 @@ def _assign(night: Night, model_id: str) -> Assign:
     source, compute = ModelVectors(model_id, CHUNK), night.pipeline.compute
 
     def there(vectors: Vectors, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
+        if len(cells) < SPREAD_FROM:
+            return assigned_here(vectors, cells)
         shards = source.shards(night.lake)
-        # One chunk is sooner done than sent; and where a document stands there twice, the rows of
-        # the table are not those of `vectors`.
+        # Where a document stands there twice, the rows of the table are not those of `vectors`.
         if len(shards) < 2 or sum(one.rows for one in shards) != len(vectors):
             return assigned_here(vectors, cells)
         made = [one["places"] for one in spread(compute, night.lake, source, Place(cells))]

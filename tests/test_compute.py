@@ -426,6 +426,7 @@ def test_a_night_on_three_nodes_of_which_one_dies_equals_one_on_this_machine(
         ("tasks.embed", "CHUNK", 48),
         ("nightshift.shards", "SHARD", 48),
         ("tasks.cluster", "CHUNK", 32),
+        ("tasks.cluster", "SPREAD_FROM", 2),
     ):
         monkeypatch.setattr(f"{module}.{name}", size)
     monkeypatch.setattr(chunks.Spooled.chunks, "__defaults__", (32,))
