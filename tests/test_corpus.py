@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from nightshift.corpus import Labelled, current_labels, labelled_sides, texts_of, tokens_of
+from nightshift.corpus import Excerpt, Labelled, current_labels, labelled_sides, texts_of, tokens_of
 from nightshift.errors import AccountError
 from nightshift.tables import Lake, rows_of
 from nightshift.tokenizer import PADDING
@@ -152,3 +154,25 @@ def test_a_document_without_tokens_is_missed(lake: Lake) -> None:
 def test_texts_are_found_by_id(lake: Lake) -> None:
     write(lake, "documents", "n1", document("a", None), document("b", "x"))
     assert texts_of(lake, ["b", "gone", "b"]) == {"b": "text of b"}
+
+
+def test_an_excerpt_gives_each_what_it_asks_for_and_reads_a_table_once(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(lake, "documents", "n1", *(document(one, None) for one in "abcd"))
+    said = [{"doc_id": one, "label": f"{model}{one}", "model_id": model}
+            for model in "mn" for one in "abcd"]  # fmt: skip
+    write(lake, "predictions", "n1", *said)
+    read: list[str] = []
+    real = Lake.read_of
+    monkeypatch.setattr(Lake, "read_of", lambda self, table, *rest: (
+        read.append(table), real(self, table, *rest)
+    )[1])  # fmt: skip
+    excerpt = Excerpt(lake, pa.array(["d", "a", "b", "a"]))
+    assert texts_of(excerpt, ["a", "d"]) == {"a": "text of a", "d": "text of d"}
+    assert texts_of(excerpt, ["b"]) == {"b": "text of b"}
+    for model in "mnm":
+        its = pc.field("model_id") == model
+        found = excerpt.read_of("predictions", ["doc_id", "label"], pa.array(["b"]), its)
+        assert found.to_pylist() == [{"doc_id": "b", "label": f"{model}b"}]
+    assert read == ["documents", "predictions", "predictions"]

@@ -12,6 +12,7 @@ from conftest import TOPICS, House, rows
 from test_cli_help import call
 
 from flows.explaining import explained, write_picture
+from nightshift.corpus import Excerpt
 from nightshift.erasure import Forgotten
 from nightshift.pipeline import load_settings
 
@@ -200,14 +201,18 @@ def test_data_and_model_sum_to_the_shift_of_the_night(worked: House) -> None:
     from nightshift.pipeline import load_settings
     from tasks.stage import ModelRef, Night
     from tasks.tracking import Tracking
-    from tasks.why import shift_and_drift
+    from tasks.why import learned_from, shift_and_drift
 
     settings = load_settings(worked.config)
     nights = worked.lake.nights()
     one = Night(worked.name, settings.pipeline(worked.name), settings, "n2", 2,
                 Tracking(settings.mlflow, nights[1]["mlflow_run"]), nights[0])  # fmt: skip
     winner = ModelRef.model_validate(nights[1]["figures"]["model"])
-    shift, _, _ = shift_and_drift(one, winner, 71)
+    learned = learned_from(one, winner, 71)
+    excerpt = Excerpt(worked.lake, learned)
+    shift, drift, _ = shift_and_drift(one, winner, 71, excerpt, learned)
+    # Of what taught the winner only last night was there before, and it is not told twice.
+    assert [*drift] == ["last_night"]
     assert shift["other_model"]
     assert {row["label"] for row in shift["rows"]} == {"chess", "cooking", "sailing", "music"}
     for row in shift["rows"]:

@@ -174,6 +174,18 @@ def test_a_text_is_encoded_alike_alone_and_among_others(unit: str) -> None:
     assert tokenizer.encode(texts) == [tokenizer.encode([text])[0] for text in texts]
 
 
+def test_texts_that_are_long_together_are_encoded_in_pieces_and_to_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned = learn(["the cat sat on the mat"], unit="word")
+    texts = ["the cat", "", "sat " * 20, "the mat", "on", "cat"]
+    whole = learned.encode(texts)
+    monkeypatch.setattr("nightshift.tokenizer.PIECE", 12)
+    assert [len(one) for one in learned.pieces(texts)] == [2, 1, 3]
+    assert learned.encode(texts) == whole
+    assert learned.encode([]) == []
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_spaces_and_line_ends_between_words_count_alike(unit: str) -> None:
     tokenizer = learn(["a cat", "the hat"], unit=unit)
