@@ -180,9 +180,10 @@ def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str] | pa.Array) -> 
 
 
 class Excerpt:
-    """Rows of some documents: each table passes by once, whoever asks how often.
+    """The newest row of each of some documents: a table passes by once, whoever asks how often.
 
-    Args: ids of all documents that will be asked for, any of them as often as one likes.
+    A model that was asked for everything again has answered a document twice. Args: ids of all
+    documents that will be asked for, any of them as often as one likes.
     """
 
     COLUMNS: ClassVar = {
@@ -203,10 +204,14 @@ class Excerpt:
         doc_ids: pa.Array,
         where: pc.Expression | None = None,
     ) -> pa.Table:
-        """As of `Lake`."""
+        """As `Lake.read_of`, but for rows that a newer one replaces."""
         key = (table, str(where))
         if key not in self._read:
-            self._read[key] = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where)
+            found = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where)
+            # From behind: `index_in` finds the first.
+            last = index_in(self._doc_ids, ids_of(found["doc_id"])[::-1])
+            kept = np.sort(found.num_rows - 1 - last[last >= 0])
+            self._read[key] = found.take(pa.array(kept))
         rows = self._read[key]
         wanted = pa.array(index_in(ids_of(rows["doc_id"]), doc_ids) >= 0)
         return rows.select(columns).filter(wanted)

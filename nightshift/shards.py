@@ -71,7 +71,7 @@ class Encode:
             counts += [(len(one), one.count(UNKNOWN)) for one in ids]
         columns: dict[str, Any] = {
             "doc_id": chunk.column("doc_id"),
-            "ids": pa.concat_arrays(parts),
+            "ids": pa.chunked_array(parts, pa.list_(pa.int32())).combine_chunks(),
             "n_tokens": pa.array([many for many, _ in counts], pa.int32()),
             "n_unknown": pa.array([unknown for _, unknown in counts], pa.int32()),
             "tokenizer": [self.tokenizer.digest] * chunk.num_rows,

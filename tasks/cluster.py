@@ -50,9 +50,10 @@ KEYWORD_SAMPLE = 20_000
 """Documents whose words name the clusters, at most."""
 LOOSE_SAMPLE = 5_000
 """Unassigned documents that are grouped, at most: for a dozen groups."""
-SPREAD_FROM = 20
+SPREAD_FROM = 250
 """Clusters from which on documents are assigned on the nodes of a Ray cluster: with fewer, four
-nodes take longer to read their vectors than this machine to compare them (benchmarks/engine.py)."""
+nodes take longer to read their vectors than this machine to compare them. Reckoned from what shards
+cost with 8 and with 80 clusters (benchmarks/engine.py)."""
 CANDIDATES = 4
 """Documents among which an exemplar is chosen: the nearest, but not one text five times."""
 

@@ -144,6 +144,17 @@ def test_shards_of_vectors_are_full_chunks_of_one_model_wherever_its_rows_stand(
     assert len({*places}) > 4
 
 
+def test_a_chunk_without_texts_has_no_tokens_and_one_of_empty_texts_an_unknown_each() -> None:
+    none = pa.array([], pa.string())
+    encode = Encode(tokenizer(), 50)
+    assert (
+        encode(pa.RecordBatch.from_pydict({"doc_id": none, "text": none}))["tokens"].num_rows == 0
+    )
+    two = {"doc_id": ["a", "b"], "text": ["", ""]}
+    made = encode(pa.RecordBatch.from_pydict(two))["tokens"]
+    assert made.column("ids").to_pylist() == [[1], [1]]
+
+
 def _embeddings(night: str, count: int) -> pa.RecordBatch:
     chance = np.random.default_rng(count)
     return pa.RecordBatch.from_pydict({

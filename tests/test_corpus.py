@@ -162,7 +162,8 @@ def test_an_excerpt_gives_each_what_it_asks_for_and_reads_a_table_once(
     write(lake, "documents", "n1", *(document(one, None) for one in "abcd"))
     said = [{"doc_id": one, "label": f"{model}{one}", "model_id": model}
             for model in "mn" for one in "abcd"]  # fmt: skip
-    write(lake, "predictions", "n1", *said)
+    write(lake, "predictions", "n1", *({**one, "label": "older"} for one in said))
+    write(lake, "predictions", "n2", *said)
     read: list[str] = []
     real = Lake.read_of
     monkeypatch.setattr(Lake, "read_of", lambda self, table, *rest: (
