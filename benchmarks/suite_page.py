@@ -205,12 +205,12 @@ CLAIMS = [
     Claim("an empty night, against a running server", 4, " s", _empty("server"), True,
           "scale.py --server",
           "imports are half of a small one (torch 1.5 s, Prefect 1.7, MLflow 1.5, pandas 0.6), "
-          "half a second is Prefect's last heartbeat; of a million documents the page takes 7 s"),
+          "half a second is Prefect's last heartbeat; of a million documents the page takes 5 s"),
     Claim("an empty night, embedded", 25, " s", _empty("embedded"), True, "scale.py"),
     Claim("1,000 new documents, corpus 10,000 -> 1,000,000: time grows", 1.5, TIMES, _growth,
           True, "scale.py",
-          "the clusters stage (3 s, then 16) and the page (7, then 18) grow by more than ten "
-          "seconds each, all others by three together; see scale.md"),
+          "the clusters stage (3 s, then 11) and the page (8, then 14) read what all documents "
+          "left, all others grow by two seconds together; see scale.md"),
     Claim("memory of a night at 1,000,000 documents", 4, " GiB", _memory, True, "scale.py"),
     Claim("`nightshift --help`", 0.5, " s", _command("help"), True),
     Claim("`nightshift status`", 1, " s", _command("status"), True,
