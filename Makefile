@@ -4,6 +4,9 @@ PYTHON ?= python3
 NIGHTSHIFT = .venv/bin/nightshift
 INBOX = data/inbox/docstrings
 
+# Where it is set, as in many images, every process compiles every module of ours anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install night test lint lock audit sbom clean
 
 install: .venv/.installed

@@ -29,6 +29,10 @@ from typing import Any
 
 import psutil
 
+# As on a user's machine: where it is set, as in many images, every command that is timed would
+# compile every module of ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 NIGHTSHIFT = Path(sys.executable).with_name("nightshift")
 RESULTS = Path(__file__).with_name("results")
 NIGHT = "n1"

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 CHUNK = 65_536
@@ -98,7 +99,7 @@ class Spooled:
             into = into[self._file.readinto(into) :]
 
 
-def each(work: Callable[[np.ndarray], Result], chunks: Iterable[np.ndarray]) -> Iterator[Result]:
+def each(work: Callable[[Given], Result], chunks: Iterable[Given]) -> Iterator[Result]:
     """What comes of every chunk, in their order: a core works on one, and none waits in memory.
 
     A chunk's result depends on the chunk alone, so wherever it is worked on, it is the same.

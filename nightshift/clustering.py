@@ -150,7 +150,7 @@ def _published(
         farthest = np.sort(distances[known])
         edge = farthest[len(farthest) - 1 - int(config.unassigned * len(farthest))]
         radius = float(edge) * (1 + 1e-5) + 1e-5  # whoever stands on the edge belongs
-    full = np.unique(places[distances <= radius])
+    full = np.flatnonzero(np.bincount(places[distances <= radius], minlength=len(cells)))
     every = len(full) == len(cells)
     cells = Cells(cells.centroids[full], cells.scales[full], radius)
     if every:

@@ -100,21 +100,25 @@ def moves(changes: pa.Table, nights: Sequence[str]) -> dict[str, Counter[Move]]:
     if not parts:
         return {}
     place = np.concatenate([one for one, _, _ in parts])
-    ids = pa.concat_arrays([one for _, one, _ in parts]).dictionary_encode()
-    named = pa.concat_arrays([one for _, _, one in parts]).dictionary_encode()
-    documents, clusters = (
-        one.indices.to_numpy(zero_copy_only=False).astype(np.int64) for one in (ids, named)
+    counts = np.flatnonzero(place >= 0)
+    if not len(counts):
+        return {}
+    place = place[counts]
+    ids, named = (
+        pa.concat_arrays([one[column] for one in parts]).take(pa.array(counts)) for column in (1, 2)
     )
+    named = named.dictionary_encode()
+    clusters = named.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    # Most came in the first night and stayed: who moved is looked up, not all are numbered.
+    documents = index_in(ids, ids.filter(pa.array(place > place.min())).unique())
+    there = np.flatnonzero(documents >= 0)
     # A document's changes one behind the other, in the order of the nights.
-    order = np.lexsort((place, documents))
-    order = order[place[order] >= 0]
-    came = np.full(len(order), -1)
+    order = there[np.lexsort((place[there], documents[there]))]
     same = documents[order][1:] == documents[order][:-1]
-    came[1:][same] = clusters[order][:-1][same]
+    came = np.full(len(place), -1)
+    came[order[1:][same]] = clusters[order[:-1][same]]
     size = len(named.dictionary) + 1
-    keys, many = np.unique(
-        (place[order] * size + came + 1) * size + clusters[order], return_counts=True
-    )
+    keys, many = np.unique((place * size + came + 1) * size + clusters, return_counts=True)
     names, found = named.dictionary.to_pylist(), dict[str, Counter[Move]]()
     for key, documents_moved in zip(keys.tolist(), many.tolist(), strict=True):
         source, target = key // size % size - 1, key % size

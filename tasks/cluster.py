@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from nightshift.bundle import Clusters
-from nightshift.chunks import CHUNK, Spooled, Vectors
+from nightshift.chunks import CHUNK, Spooled, Vectors, each
 from nightshift.clustering import (
     Assign,
     Clustering,
@@ -457,9 +457,7 @@ def _rows(
     """Rows of `clusters`: fates, sizes, cohesion, names, exemplars."""
     config, cells = night.pipeline.clusters, found.cells
     sample = np.sort(np.random.default_rng(config.seed).permutation(len(doc_ids))[:KEYWORD_SAMPLE])
-    nearest = np.argsort(found.distances, kind="stable")
-    members = [nearest[found.places[nearest] == place] for place in range(len(cells))]
-    near = [rows[: CANDIDATES * config.exemplars] for rows in members]
+    near = [_nearest(found, place, CANDIDATES * config.exemplars) for place in range(len(cells))]
     wanted = np.unique(np.concatenate([sample, *near]))
     names = dict(zip(wanted.tolist(), doc_ids.take(pa.array(wanted)).to_pylist(), strict=True))
     texts = texts_of(night.lake, names.values())
@@ -481,7 +479,7 @@ def _rows(
             if tonight[place].cluster_id not in last
         },
     )
-    cosines = _cosines(vectors, found)
+    sizes, cohesion = _cohesion(vectors, found)
     told = _names(tonight, described, last, words)
     return [
         {
@@ -490,8 +488,8 @@ def _rows(
             "born": last[fate.cluster_id]["born"] if fate.cluster_id in last else night.name,
             "parents": fate.parents,
             "heirs": [],
-            "size": len(members[place]),
-            "cohesion": float(cosines[members[place]].mean()),
+            "size": int(sizes[place]),
+            "cohesion": float(cohesion[place]),
             "keywords": described[place].keywords,
             "exemplars": shown[place],
             "centroid": cells.centroids[place].tolist(),
@@ -536,12 +534,29 @@ def _said(word: Name | None) -> dict[str, Any]:
     return {"name": word.name, "named_by": word.by} if word and word.name else {}
 
 
-def _cosines(vectors: Vectors, found: Clustering) -> np.ndarray:
-    """Cosine of each document's unit vector to its centroid."""
-    centroids, parts, start = found.cells.centroids, list[np.ndarray](), 0
-    lengths = np.maximum(np.linalg.norm(centroids, axis=1), 1e-12)
-    for chunk in vectors.chunks():
-        places = found.places[start : start + len(chunk)]
-        parts.append((chunk * centroids[places]).sum(1) / lengths[places])
-        start += len(chunk)
-    return np.concatenate(parts)
+def _nearest(found: Clustering, place: int, most: int) -> np.ndarray:
+    """The rows that lie nearest to a cluster's centroid, the nearest first."""
+    rows = np.flatnonzero(found.places == place)
+    distances = found.distances[rows]
+    if len(rows) > most:
+        close = distances <= np.partition(distances, most - 1)[most - 1]
+        rows, distances = rows[close], distances[close]
+    return rows[np.argsort(distances, kind="stable")][:most]
+
+
+def _cohesion(vectors: Vectors, found: Clustering) -> tuple[np.ndarray, np.ndarray]:
+    """Each cluster's size, and the mean cosine of its documents' unit vectors to its centroid."""
+    centroids = unit(found.cells.centroids)
+
+    def of_chunk(given: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        chunk, places = given
+        held = places >= 0
+        chunk, places = chunk[held], places[held]
+        cosines = np.einsum("ij,ij->i", chunk, centroids[places])
+        return np.bincount(places, minlength=k), np.bincount(places, cosines, k)
+
+    k = len(centroids)
+    starts = range(CHUNK, len(found.places), CHUNK)
+    pairs = zip(vectors.chunks(CHUNK), np.split(found.places, starts), strict=True)
+    sizes, sums = (np.sum(parts, axis=0) for parts in zip(*each(of_chunk, pairs), strict=True))
+    return sizes, sums / np.maximum(sizes, 1)

@@ -76,10 +76,12 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     groups = len({*held.names} - {UNASSIGNED})
     if config.k != "auto" or not groups or groups >= config.k_max:
         return []
-    rows = night.lake.read("documents", ["doc_id", "night"])
-    nights, doc_ids = ids_of(rows["night"]).dictionary_encode(), ids_of(rows["doc_id"])
     number = {row["night"]: row["number"] for row in night.lake.nights()}
     trained = night.before.get("basis", {}).get("night", 0)
+    if _too_few(night, held, [one for one, its in number.items() if its > trained]):
+        return []
+    rows = night.lake.read("documents", ["doc_id", "night"])
+    nights, doc_ids = ids_of(rows["night"]).dictionary_encode(), ids_of(rows["doc_id"])
     late = np.array([number[one] > trained for one in nights.dictionary.to_pylist()], bool)
     late = late[nights.indices.to_numpy(zero_copy_only=False)]
     found = held.rows_of(doc_ids)
@@ -109,6 +111,17 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     for topic in topics:
         log.info("train     a new topic, of %d documents so far", len(topic))
     return [sorted(drawn.take(pa.array(topic)).to_pylist()) for topic in topics]
+
+
+def _too_few(night: Night, held: Assigned, late: list[str]) -> bool:
+    """Whether late nights alone tell that a new topic would be too small: of a large corpus only
+    their files are read then."""
+    came = pc.field("night").isin(late)
+    found = held.rows_of(ids_of(night.lake.read("documents", ["doc_id"], came)["doc_id"]))
+    fresh, loose = (found < 0).sum(), (np.append(_places(held), 0)[found] < 0).sum()
+    count = night.lake.count("documents")
+    # Documents of earlier nights that have no place would have to be looked for among all.
+    return fresh == count - len(held.doc_ids) and (not fresh or fresh + loose < fewest(count))
 
 
 def _places(held: Assigned) -> np.ndarray:

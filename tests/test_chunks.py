@@ -98,3 +98,13 @@ def test_documents_are_drawn_in_the_order_of_their_ids() -> None:
     assert drawn(ids, 9).to_pylist() == ["a", "b", "c", "d"]
     assert len(drawn(ids, 2)) == 2
     assert index_in(pa.array(["b", "x"]), ids).tolist() == [3, -1]
+
+
+def test_few_are_found_among_many_where_they_first_stand() -> None:
+    many = pa.array(["c", None, "a", "c", "b", "a", "d", "e", "f", "g"], pa.string())
+    few = pa.array(["a", "x"])
+    assert index_in(few, many).tolist() == [2, -1]
+    # As many as are looked for the other way round.
+    more = pa.concat_arrays([few, pa.array(["a", "c", None, "g"], pa.string())])
+    assert index_in(more, many).tolist() == [2, -1, 2, 0, 1, 9]
+    assert index_in(pa.array([], pa.string()), many).tolist() == []
