@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.abc import MetaPathFinder
+
 from flows.commands import (
     documents,
     insight,
@@ -22,13 +25,30 @@ SUBJECTS = [
 ]
 """Their commands stand in `--help` in this order; imports are in that of the alphabet."""
 
+WITHOUT_PANDAS = {"status", "clusters"}
+"""Commands that print a few rows and end. Arrow imports pandas with its first table, if it can:
+that takes nearly as long as all else they do, and they need none of it."""
+
 app.registered_commands.sort(
     key=lambda one: SUBJECTS.index(one.callback.__module__) if one.callback else 0
 )
 
 
+class _Hide(MetaPathFinder):
+    """As if a package were not installed."""
+
+    def __init__(self, package: str):
+        self._package = package
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == self._package:
+            raise ModuleNotFoundError(f"{fullname} is not used by this command")
+
+
 def main() -> None:
     """Entry point of the command `nightshift`."""
+    if WITHOUT_PANDAS & {*sys.argv[1:2]}:
+        sys.meta_path.insert(0, _Hide("pandas"))
     calm_threads()
     plain_streams()
     log_lines()

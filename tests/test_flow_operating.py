@@ -103,6 +103,20 @@ def test_the_doctor_finds_all_changes_nothing_repairs_all_and_is_content(house: 
     lake.replace("nights", "n2", [])
 
 
+@pytest.mark.parametrize("command", ["status", "clusters"])
+def test_what_only_prints_a_few_rows_does_not_load_pandas(house: House, command: str) -> None:
+    code = (
+        "import atexit, sys; from flows.cli import main; "
+        "atexit.register(lambda: print(sys.modules.get('pandas'), file=sys.stderr)); main()"
+    )
+    words = (command, house.name, "--json", "--config", str(house.config))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "None\n")
+    assert '"night": "n1"' in done.stdout
+
+
 @pytest.fixture
 def own_prefect() -> Iterator[None]:
     """A server that no other run shares: any night that begins beside would bury the dead first."""
