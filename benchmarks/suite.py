@@ -416,12 +416,13 @@ def encoding(corpus: str, data: Path, rows: int | None) -> dict[str, Any]:
     """The documents table to the tokens table, beside the tokenizer's own batch call on texts that
     lie in memory; `with_ids` is that call with the ids read out of what it returns."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     from tokenizers import Tokenizer as Base
 
     from nightshift.shards import Encode
     from nightshift.tables import SCHEMAS, Lake
     from nightshift.tokenizer import Tokenizer, TokenizerConfig
-    from tasks.tokens import _ahead
+    from tasks.tokens import encoded_here
 
     texts = read_corpus(next(one for one in CORPORA if one.name == corpus), data, rows).train.texts
     tokenizer = Tokenizer.learn(iter(texts[:5000]), TokenizerConfig())
@@ -434,8 +435,7 @@ def encoding(corpus: str, data: Path, rows: int | None) -> dict[str, Any]:
         lake.replace("documents", "n1", table.to_batches(4096))
 
         def stored() -> None:
-            batches = lake.scan("documents", ["doc_id", "text"], rows=4096)
-            made = _ahead(map(Encode(tokenizer, 200_000), batches))
+            made = encoded_here(lake, pc.field("night") == "n1", Encode(tokenizer, 200_000))
             lake.replace("tokens", "n1", (one["tokens"] for one in made))
 
         found: dict[str, list[float]] = {"ours": [], "peer": [], "with_ids": []}

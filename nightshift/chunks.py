@@ -99,12 +99,15 @@ class Spooled:
             into = into[self._file.readinto(into) :]
 
 
-def each(work: Callable[[Given], Result], chunks: Iterable[Given]) -> Iterator[Result]:
+def each(
+    work: Callable[[Given], Result], chunks: Iterable[Given], workers: int | None = None
+) -> Iterator[Result]:
     """What comes of every chunk, in their order: a core works on one, and none waits in memory.
 
-    A chunk's result depends on the chunk alone, so wherever it is worked on, it is the same.
+    A chunk's result depends on the chunk alone, so wherever it is worked on, it is the same. Args:
+    threads, for work that has threads of its own; else one to a core.
     """
-    workers, waiting = cores(), deque[Future[Result]]()
+    workers, waiting = workers or cores(), deque[Future[Result]]()
     # A core has its chunk: more threads in each would only be in each other's way.
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         for chunk in chunks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,9 @@ from .errors import AccountError
 from .ids import ids_of, index_in
 from .splits import stands_in_for_validation
 from .tables import Lake, digest_of
+
+HEAD = 2_000
+"""Characters of a text that is one of thousands: its words are counted, or it is on the map."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,8 @@ class Excerpt:
     """The newest row of each of some documents: a table passes by once, whoever asks how often.
 
     A model that was asked for everything again has answered a document twice. Args: ids of all
-    documents that will be asked for, any of them as often as one likes.
+    documents that will be asked for, any of them as often as one likes; of those whose texts are
+    wanted whole, not their first HEAD characters alone.
     """
 
     COLUMNS: ClassVar = {
@@ -193,8 +197,8 @@ class Excerpt:
         "embeddings": ["doc_id", "vector"],
     }
 
-    def __init__(self, lake: Lake, doc_ids: pa.Array):
-        self._lake, self._doc_ids = lake, doc_ids.unique()
+    def __init__(self, lake: Lake, doc_ids: pa.Array, whole: pa.Array):
+        self._lake, self._doc_ids, self._whole = lake, doc_ids.unique(), whole
         self._read: dict[tuple[str, str], pa.Table] = {}
 
     def read_of(
@@ -207,7 +211,8 @@ class Excerpt:
         """As `Lake.read_of`, but for rows that a newer one replaces."""
         key = (table, str(where))
         if key not in self._read:
-            found = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where)
+            cut = heads(HEAD, self._whole) if table == "documents" else None
+            found = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where, cut)
             # From behind: `index_in` finds the first.
             last = index_in(self._doc_ids, ids_of(found["doc_id"])[::-1])
             kept = np.sort(found.num_rows - 1 - last[last >= 0])
@@ -217,10 +222,37 @@ class Excerpt:
         return rows.select(columns).filter(wanted)
 
 
-def texts_of(lake: Lake | Excerpt, doc_ids: Iterable[str]) -> dict[str, str]:
-    """The texts of some documents, by id."""
+def heads(most: int, whole: pa.Array | None = None) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """What cuts the texts of rows, but for some documents', to so many characters at most.
+
+    Thousands of documents that only stand for others would else be as large in memory as they are
+    long.
+    """
+
+    def cut(rows: pa.RecordBatch) -> pa.RecordBatch:
+        place = rows.schema.get_field_index("text")
+        texts = rows.column(place)
+        short = pc.call_function("utf8_slice_codeunits", [texts], pc.SliceOptions(0, most))
+        if whole is not None:
+            wanted = pc.SetLookupOptions(value_set=whole)
+            kept = pc.call_function("is_in", [rows.column("doc_id")], wanted)
+            short = pc.call_function("if_else", [kept, texts, short])
+        return rows.set_column(place, "text", short)
+
+    return cut
+
+
+def texts_of(
+    lake: Lake | Excerpt, doc_ids: Iterable[str], most: int | None = None
+) -> dict[str, str]:
+    """The texts of some documents, by id; at most so many characters of each."""
     wanted = pa.array(sorted(set(doc_ids)), pa.string())
     if not len(wanted):
         return {}
-    rows = lake.read_of("documents", ["doc_id", "text"], wanted)
+    columns = ["doc_id", "text"]
+    if isinstance(lake, Excerpt):
+        rows = lake.read_of("documents", columns, wanted)
+    else:
+        cut = None if most is None else heads(most)
+        rows = lake.read_of("documents", columns, wanted, shorten=cut)
     return dict(zip(rows["doc_id"].to_pylist(), rows["text"].to_pylist(), strict=True))

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .corpus import Excerpt
+from .corpus import HEAD, Excerpt, heads
 from .ids import drawn, ids_of, index_in
 from .tables import Lake
 from .tokenizer import words
@@ -33,8 +33,6 @@ FEW = 30
 HELD_OUT = 200
 """So many documents that the model was not taught, and they alone stand for its training set: of
 what it was taught, a model is surer than of anything else."""
-READ = 2_000
-"""Characters of a text whose words are counted."""
 SHOWN = 12
 """Words that arrived, and that vanished."""
 SURE = 3.0
@@ -134,7 +132,7 @@ def terms(text: str) -> list[str]:
     """Words of a text that may tell something, folded, in their order."""
     from .naming import fold, is_term
 
-    lower = (one.lower() for one in words(text[:READ]))
+    lower = (one.lower() for one in words(text[:HEAD]))
     return [fold(one) for one in lower if is_term(one)]
 
 
@@ -322,14 +320,19 @@ def read_sample(
     wanted: pa.Array,
     model_id: str | None,
     nights: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> Sample:
-    """What the tables have of some documents, in the order of the ids; of all nights or some."""
+    """What the tables have of some documents, in the order of the ids; of all nights or some.
+
+    Args: `whole` for texts that a model is to read; else they are cut at HEAD characters.
+    """
     if not len(wanted):
         return Sample()
     where = None if nights is None else pc.field("night").isin(pa.array(nights))
 
     def rows(table: str, columns: list[str], where: pc.Expression | None) -> pa.Table:
-        found = lake.read_of(table, ["doc_id", *columns], wanted, where)
+        cut = () if whole or table != "documents" or isinstance(lake, Excerpt) else (heads(HEAD),)
+        found = lake.read_of(table, ["doc_id", *columns], wanted, where, *cut)
         order = np.argsort(index_in(ids_of(found["doc_id"]), wanted), kind="stable")
         return found.take(pa.array(order))
 

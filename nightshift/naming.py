@@ -68,8 +68,9 @@ class NamingConfig(Config):
     """Keywords per cluster."""
     namer: str | None = None
     """A callable of your own, as "module:function", that is given a cluster's keywords and its
-    exemplars' texts and answers a name; none: the best keywords are the name. This file alone runs
-    no code: its module has to stand in the environment variable NIGHTSHIFT_NAMERS (by commas)."""
+    exemplars' texts (4,000 characters of each at most) and answers a name; none: the best keywords
+    are the name. This file alone runs no code: its module has to stand in the environment variable
+    NIGHTSHIFT_NAMERS (by commas)."""
     namer_seconds: float = Field(default=30, gt=0)
     """Seconds that it may take for one name."""
 

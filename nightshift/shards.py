@@ -64,16 +64,24 @@ class Encode:
     def __call__(self, chunk: pa.RecordBatch) -> Made:
         """Ids as the tokenizer has them."""
         parts: list[pa.Array] = []
-        counts: list[tuple[int, int]] = []
+        tokens, unknown = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
         for ids in self.tokenizer.pieces(chunk.column("text").to_pylist()):
-            # Python's numbers are nine times as large as Arrow's: a piece of them at a time.
-            parts.append(pa.array([one[: self.most] for one in ids], pa.list_(pa.int32())))
-            counts += [(len(one), one.count(UNKNOWN)) for one in ids]
+            # Python's numbers are nine times as large as NumPy's: a piece of them at a time.
+            lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+            flat = np.fromiter(chain.from_iterable(ids), np.int32, lengths.sum())
+            starts = np.append(np.int32(0), lengths.cumsum(dtype=np.int32))
+            tokens.append(lengths)
+            unknown.append(np.add.reduceat(flat == UNKNOWN, starts[:-1], dtype=np.int32))
+            if lengths.max(initial=0) > self.most:
+                within = np.arange(len(flat)) - np.repeat(starts[:-1], lengths)
+                flat, lengths = flat[within < self.most], np.minimum(lengths, self.most)
+                starts = np.append(np.int32(0), lengths.cumsum(dtype=np.int32))
+            parts.append(pa.ListArray.from_arrays(pa.array(starts), pa.array(flat)))
         columns: dict[str, Any] = {
             "doc_id": chunk.column("doc_id"),
             "ids": pa.chunked_array(parts, pa.list_(pa.int32())).combine_chunks(),
-            "n_tokens": pa.array([many for many, _ in counts], pa.int32()),
-            "n_unknown": pa.array([unknown for _, unknown in counts], pa.int32()),
+            "n_tokens": np.concatenate(tokens),
+            "n_unknown": np.concatenate(unknown),
             "tokenizer": [self.tokenizer.digest] * chunk.num_rows,
         }
         return {"tokens": pa.RecordBatch.from_pydict(columns)}

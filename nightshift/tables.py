@@ -451,17 +451,20 @@ class Lake:
         columns: list[str],
         doc_ids: pa.Array,
         where: pc.Expression | None = None,
+        shorten: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
     ) -> pa.Table:
         """The rows of some documents, in memory; `columns` begin with doc_id.
 
-        The rest of the table passes by, a batch at a time.
+        The rest of the table passes by, a batch at a time. Args: what makes of the rows found in a
+        batch what is kept of them.
         """
         wanted = pc.SetLookupOptions(value_set=doc_ids)
         found: list[pa.RecordBatch] = []
         for batch in self.scan(table, columns, where, rows=ROW_GROUP) if len(doc_ids) else ():
             mine = pc.call_function("is_in", [batch.column(0)], wanted)
             if mine.true_count:
-                found.append(batch.filter(mine))
+                rows = batch.filter(mine)
+                found.append(shorten(rows) if shorten else rows)
         schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
         return pa.Table.from_batches(found, schema=schema)
 

@@ -30,7 +30,7 @@ from nightshift.corpus import assigned, current_labels, texts_of
 from nightshift.identity import Fate, fates_of
 from nightshift.ids import index_in
 from nightshift.journal import Name, Shape
-from nightshift.naming import Described, describe, exemplars
+from nightshift.naming import HEAD, Described, describe, exemplars
 from nightshift.nearest import UNASSIGNED, Cells, nearest_centroids, unit
 from nightshift.scoring import quality_with_labels
 from nightshift.shards import ModelVectors, Place
@@ -245,7 +245,7 @@ def _loose(
     some, ids = vectors.take(rows), doc_ids.take(pa.array(rows)).to_pylist()
     centroids = fit_centroids(some, min(k, distinct(some, k)), config.seed, 3)
     places, _ = nearest_centroids(some, centroids)
-    by_id = texts_of(night.lake, ids)
+    by_id = texts_of(night.lake, ids, HEAD)
     texts = [by_id[one] for one in ids]
     groups: list[dict[str, Any]] = []
     for place, own in enumerate(describe(texts, places, len(centroids), config)):
@@ -460,7 +460,7 @@ def _rows(
     near = [_nearest(found, place, CANDIDATES * config.exemplars) for place in range(len(cells))]
     wanted = np.unique(np.concatenate([sample, *near]))
     names = dict(zip(wanted.tolist(), doc_ids.take(pa.array(wanted)).to_pylist(), strict=True))
-    texts = texts_of(night.lake, names.values())
+    texts = texts_of(night.lake, names.values(), HEAD)
     shown = {
         place: [names[int(rows[one])] for one in exemplars(
             vectors.take(rows), cells.centroids[place], [texts[names[int(row)]] for row in rows],

@@ -127,8 +127,8 @@ def write_page(
     ended = _ended(night)
     learned = learned_from(night, embedded.winner, ingested.documents.rows)
     sample = drawn(where.doc_ids, night.pipeline.report.map_points)
-    ids = [learned, sample, pa.array(shown, pa.string())]
-    excerpt = Excerpt(night.lake, pa.concat_arrays(ids))
+    examples = pa.array(shown, pa.string())
+    excerpt = Excerpt(night.lake, pa.concat_arrays([learned, sample, examples]), examples)
     shift, drift, figures = shift_and_drift(
         night, embedded.winner, ingested.documents.rows, excerpt, learned
     )

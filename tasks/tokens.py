@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nightshift.chunks import each
 from nightshift.compute import Made, spread
 from nightshift.pretrained import PREFIX, read_tokenizer
 from nightshift.shards import Encode, Texts
-from nightshift.tables import TableRef, digest_of, rows_of
+from nightshift.tables import Lake, TableRef, digest_of, rows_of
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
 
 from .ingest import Ingested
@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 
 ROWS = 4096
 """Documents that are encoded at once."""
+
+
+def encoded_here(lake: Lake, where: pc.Expression, work: Encode) -> Iterator[Made]:
+    """Chunks of texts encoded on this machine, two at a time: the tokenizer has threads of its own,
+    but what it returns is read by one at a time, and meanwhile the next is at work."""
+    return each(work, Texts(where, ROWS).stream(lake), 2)
 
 
 class Tokens(Outcome):
@@ -48,9 +54,9 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
             where = pc.field("night").isin(_nights_without(night, one.digest))
             documents = lake.count("documents", where)
             work = Encode(one, config.max_tokens)
-            made = spread(night.pipeline.compute, lake, Texts(where, ROWS), work)
-            if night.pipeline.compute.engine == "local":  # a cluster is ahead by itself
-                made = _ahead(made)
+            made = encoded_here(lake, where, work)
+            if night.pipeline.compute.engine != "local":
+                made = spread(night.pipeline.compute, lake, Texts(where, ROWS), work)
             # A file's last batch is a short one: there may be more than this, and a few seconds.
             for rows in track(made, -(-documents // ROWS), f"encoding, in batches of {ROWS}"):
                 batch = rows["tokens"]
@@ -155,12 +161,3 @@ def _nights_without(night: Night, tokenizer: str) -> list[str]:
         0,
     )  # fmt: skip
     return [name for name, number in numbers.items() if number > before]
-
-
-def _ahead(made: Iterator[Made]) -> Iterator[Made]:
-    """The same, in order; the next is at work while one is written."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, made, None)
-        while (one := waiting.result()) is not None:
-            waiting = pool.submit(next, made, None)
-            yield one

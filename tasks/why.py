@@ -109,7 +109,7 @@ def _shift(
         return {}
     # The same documents of both models: a sample's own chance would else pass for the model.
     ids = tonight.doc_ids[:: max(1, -(-len(tonight) // ASKED))]
-    asked = read_sample(night.lake, pa.array(ids, pa.string()), winner.model_id)
+    asked = read_sample(night.lake, pa.array(ids, pa.string()), winner.model_id, whole=True)
     return {
         **said,
         "documents": [len(then), len(asked)],

@@ -11,7 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from nightshift.corpus import Excerpt, Labelled, current_labels, labelled_sides, texts_of, tokens_of
+from nightshift.corpus import (
+    HEAD,
+    Excerpt,
+    Labelled,
+    current_labels,
+    labelled_sides,
+    texts_of,
+    tokens_of,
+)
 from nightshift.errors import AccountError
 from nightshift.tables import Lake, rows_of
 from nightshift.tokenizer import PADDING
@@ -156,6 +164,16 @@ def test_texts_are_found_by_id(lake: Lake) -> None:
     assert texts_of(lake, ["b", "gone", "b"]) == {"b": "text of b"}
 
 
+def test_texts_that_only_stand_for_others_are_cut(lake: Lake) -> None:
+    long = {one: document(one, None) | {"text": f"{one}é中" * 2_000} for one in "ab"}
+    write(lake, "documents", "n1", *long.values(), document("c", None))
+    assert texts_of(lake, ["a", "c"], most=5) == {"a": "aé中aé", "c": "text "}
+    excerpt = Excerpt(lake, pa.array(["a", "b", "c"]), pa.array(["b"]))
+    assert texts_of(excerpt, ["a", "b", "c"]) == {
+        "a": long["a"]["text"][:HEAD], "b": long["b"]["text"], "c": "text of c",
+    }  # fmt: skip
+
+
 def test_an_excerpt_gives_each_what_it_asks_for_and_reads_a_table_once(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +187,7 @@ def test_an_excerpt_gives_each_what_it_asks_for_and_reads_a_table_once(
     monkeypatch.setattr(Lake, "read_of", lambda self, table, *rest: (
         read.append(table), real(self, table, *rest)
     )[1])  # fmt: skip
-    excerpt = Excerpt(lake, pa.array(["d", "a", "b", "a"]))
+    excerpt = Excerpt(lake, pa.array(["d", "a", "b", "a"]), pa.array([], pa.string()))
     assert texts_of(excerpt, ["a", "d"]) == {"a": "text of a", "d": "text of d"}
     assert texts_of(excerpt, ["b"]) == {"b": "text of b"}
     for model in "mnm":

@@ -209,7 +209,7 @@ def test_data_and_model_sum_to_the_shift_of_the_night(worked: House) -> None:
                 Tracking(settings.mlflow, nights[1]["mlflow_run"]), nights[0])  # fmt: skip
     winner = ModelRef.model_validate(nights[1]["figures"]["model"])
     learned = learned_from(one, winner, 71)
-    excerpt = Excerpt(worked.lake, learned)
+    excerpt = Excerpt(worked.lake, learned, learned)
     shift, drift, _ = shift_and_drift(one, winner, 71, excerpt, learned)
     # Of what taught the winner only last night was there before, and it is not told twice.
     assert [*drift] == ["last_night"]

@@ -4,44 +4,63 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from nightshift.compute import Made
 from nightshift.shards import Encode
+from nightshift.tables import Lake, rows_of
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
-from tasks.tokens import _ahead
+from tasks.tokens import encoded_here
 
 
 def rows(*texts: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"doc_id": [*texts], "text": [*texts]})
 
 
-def test_batches_come_in_order_and_the_next_is_encoded_while_one_is_written() -> None:
-    begun = [threading.Event() for _ in range(3)]
+class Work:
+    """In place of the tokenizer: fails for a text, and tells when a chunk is begun."""
 
-    def made() -> Iterator[Made]:
-        for one in range(3):
-            begun[one].set()
-            yield {"tokens": rows(str(one))}
+    def __init__(self, bad: str = "") -> None:
+        self.bad, self.begun = bad, {one: threading.Event() for one in "abc"}
 
-    seen = []
-    for place, batch in enumerate(_ahead(made())):
-        seen.append(batch["tokens"]["text"][0].as_py())
+    def __call__(self, chunk: pa.RecordBatch) -> Made:
+        (text,) = chunk.column("text").to_pylist()
+        if text == self.bad:
+            raise ValueError("no tokens in it")
+        self.begun[text].set()
+        return {"tokens": chunk}
+
+
+def encoded(lake: Lake, work: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The texts a, b and c, in chunks of one."""
+    monkeypatch.setattr("tasks.tokens.ROWS", 1)
+    texts = [{"doc_id": one, "text": one} for one in "abc"]
+    lake.replace("documents", "n1", rows_of("documents", texts))
+    for made in encoded_here(lake, pc.field("night") == "n1", work):
+        yield made["tokens"].column("text")[0].as_py()
+
+
+def test_chunks_come_in_order_and_the_next_is_encoded_while_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, seen = Work(), ""
+    for text in encoded(Lake(str(tmp_path), "p"), work, monkeypatch):
+        seen += text
         # Without another thread it would begin only when this one asks for it.
-        assert begun[min(place + 1, 2)].wait(timeout=10)
-    assert seen == ["0", "1", "2"]
-    assert [*_ahead(iter([]))] == []
+        assert work.begun["abc"[min(len(seen), 2)]].wait(timeout=10)
+    assert seen == "abc"
 
 
-def test_a_batch_that_cannot_be_encoded_ends_the_stage() -> None:
-    def made() -> Iterator[Made]:
-        yield {"tokens": rows("good")}
-        raise ValueError("no tokens in it")
-
-    found = _ahead(made())
-    assert next(found)["tokens"]["text"][0].as_py() == "good"
+def test_a_chunk_that_cannot_be_encoded_ends_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = encoded(Lake(str(tmp_path), "p"), Work(bad="b"), monkeypatch)
+    assert next(found) == "a"
     with pytest.raises(ValueError, match="no tokens in it"):
         next(found)
 
