@@ -216,8 +216,8 @@ CLAIMS = [
     Claim("memory of a night at 1,000,000 documents", 4, " GiB", _memory, True, "scale.py"),
     Claim("`nightshift --help`", 0.5, " s", _command("help"), True),
     Claim("`nightshift status`", 1, " s", _command("status"), True,
-          why="imports: the settings, which know every option of the library, are half of it, Arrow "
-          "and Delta the rest"),
+          why="imports: the settings, which know every option of the library, are half of it, "
+          "Arrow and Delta the rest"),
 ]  # fmt: skip
 
 DID_NOT_HELP = [
