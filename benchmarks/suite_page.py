@@ -193,7 +193,7 @@ CLAIMS = [
     Claim("encode to the tokens table, by the bare batch call, headlines", 0.8, TIMES,
           _paired("tokens", "thucnews"),
           why="of a short text the reading of its ids out of what the call returns, which the bare "
-          "call leaves out, and the writing weigh as much as the encoding"),
+          "call leaves out, and the writing take more than half as long as the encoding"),
     Claim("the same, reviews", 0.8, TIMES, _paired("tokens", "imdb")),
     Claim("KMeans 1,000,000 x 128, k 256, by faiss on the processor", 2, TIMES,
           _grouped("faiss", "memory"), source="kmeans.py"),
@@ -211,13 +211,12 @@ CLAIMS = [
     Claim("an empty night, embedded", 25, " s", _empty("embedded"), True, "scale.py"),
     Claim("1,000 new documents, corpus 10,000 -> 1,000,000: time grows", 1.5, TIMES, _growth,
           True, "scale.py",
-          "the clusters stage (3 s, then 11) and the page (8, then 14) read what all documents "
-          "left, all others grow by two seconds together; see scale.md"),
+          "the clusters stage and the page read what all documents left; see scale.md"),
     Claim("memory of a night at 1,000,000 documents", 4, " GiB", _memory, True, "scale.py"),
     Claim("`nightshift --help`", 0.5, " s", _command("help"), True),
     Claim("`nightshift status`", 1, " s", _command("status"), True,
-          why="imports: the settings, which know every option of the library, are half of it, "
-          "Arrow and Delta the rest"),
+          why="imports: the settings, which know every option of the library, are nearly half "
+          "of it"),
 ]  # fmt: skip
 
 DID_NOT_HELP = [

@@ -546,7 +546,7 @@ def _nearest(found: Clustering, place: int, most: int) -> np.ndarray:
 
 def _cohesion(vectors: Vectors, found: Clustering) -> tuple[np.ndarray, np.ndarray]:
     """Each cluster's size, and the mean cosine of its documents' unit vectors to its centroid."""
-    centroids = unit(found.cells.centroids)
+    centroids, k = unit(found.cells.centroids), len(found.cells)
 
     def of_chunk(given: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         chunk, places = given
@@ -555,7 +555,6 @@ def _cohesion(vectors: Vectors, found: Clustering) -> tuple[np.ndarray, np.ndarr
         cosines = np.einsum("ij,ij->i", chunk, centroids[places])
         return np.bincount(places, minlength=k), np.bincount(places, cosines, k)
 
-    k = len(centroids)
     starts = range(CHUNK, len(found.places), CHUNK)
     pairs = zip(vectors.chunks(CHUNK), np.split(found.places, starts), strict=True)
     sizes, sums = (np.sum(parts, axis=0) for parts in zip(*each(of_chunk, pairs), strict=True))

@@ -54,8 +54,9 @@ def tokenize(night: Night, ingested: Ingested) -> Tokens:
             where = pc.field("night").isin(_nights_without(night, one.digest))
             documents = lake.count("documents", where)
             work = Encode(one, config.max_tokens)
-            made = encoded_here(lake, where, work)
-            if night.pipeline.compute.engine != "local":
+            if night.pipeline.compute.engine == "local":
+                made = encoded_here(lake, where, work)
+            else:
                 made = spread(night.pipeline.compute, lake, Texts(where, ROWS), work)
             # A file's last batch is a short one: there may be more than this, and a few seconds.
             for rows in track(made, -(-documents // ROWS), f"encoding, in batches of {ROWS}"):
