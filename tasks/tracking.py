@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import time
 import warnings
@@ -419,7 +420,7 @@ def _log_pyfunc(run_id: str, folder: Path, requirements: list[str]) -> Any:
             ]
         ),
     )
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings(), _uncompiled():
         # It asks for type hints, which would make it guess the signature that is given here.
         warnings.filterwarnings("ignore", message=".*type hints.*")
         return mlflow.pyfunc.log_model(
@@ -721,6 +722,17 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """MLflow runs a model's script in the folder that it registers: what Python compiles of it
+    would be registered as well, and be run instead of the script that a person can read."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _flat(params: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
