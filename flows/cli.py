@@ -35,14 +35,14 @@ app.registered_commands.sort(
 
 
 class _Hide(MetaPathFinder):
-    """As if a package were not installed."""
+    """Importing a package fails as if it were not installed."""
 
     def __init__(self, package: str):
         self._package = package
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname == self._package:
-            raise ModuleNotFoundError(f"{fullname} is not used by this command")
+            raise ModuleNotFoundError(f"{fullname} is not used by this command", name=fullname)
 
 
 def main() -> None:

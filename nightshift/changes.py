@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ids import ids_of, index_in
+from .ids import ids_of, index_in, numbers_of
 from .nearest import UNASSIGNED
 from .tables import ROW_GROUP, Lake
 
@@ -96,20 +96,20 @@ def label_changes(lake: Lake, old: str | None, new: str | None) -> dict[str, Any
     """
     if old is None or new is None or old == new:
         return {}
-    before_it = lake.read("predictions", ["doc_id", "label"], pc.field("model_id") == old)
+    columns, nights = ["night", "doc_id", "label", "probability"], lake.nights()
+    before_it = lake.read("predictions", columns[:3], pc.field("model_id") == old)
     # A model that was asked for everything again, or came back, has answered some twice: its newest
     # answer counts, and `index_in` finds the first.
-    before_it = before_it.take(np.arange(before_it.num_rows)[::-1])
+    numbers = numbers_of(ids_of(before_it["night"]), nights)
+    before_it = before_it.take(np.argsort(numbers, kind="stable")[::-1])
     ids, words = ids_of(before_it["doc_id"]), ids_of(before_it["label"])
-    newest, read = np.full(len(ids), -1), 0
+    newest = np.full(len(ids), -1)
     parts: list[pa.Table] = []
-    columns = ["doc_id", "label", "probability"]
     for batch in lake.scan("predictions", columns, pc.field("model_id") == new, rows=ROW_GROUP):
         places = index_in(batch.column("doc_id"), ids)
         part = pa.Table.from_batches([batch]).filter(pa.array(places >= 0))
-        places = places[places >= 0]
-        answers = np.arange(read, read + len(places))
-        newest[places], read = answers, read + len(places)
+        places, answers = places[places >= 0], numbers_of(ids_of(part["night"]), nights)
+        np.maximum.at(newest, places, answers)
         part = part.append_column("label_old", words.take(pa.array(places)))
         part = part.append_column("place", pa.array(places))
         part = part.append_column("answer", pa.array(answers))

@@ -11,6 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -96,20 +97,26 @@ class Spooled:
     def _read(self, start: int, into: memoryview) -> None:
         self._file.seek(start * self.width * 4)
         while into:
-            into = into[self._file.readinto(into) :]
+            read = self._file.readinto(into)
+            if not read:
+                raise EOFError(f"found vectors up to row {self._rows} only, asked from {start} on")
+            into = into[read:]
 
 
 def each(
     work: Callable[[Given], Result], chunks: Iterable[Given], workers: int | None = None
 ) -> Iterator[Result]:
-    """What comes of every chunk, in their order: a core works on one, and none waits in memory.
+    """What comes of every chunk, in their order: a core works on one, and one more is read.
 
     A chunk's result depends on the chunk alone, so wherever it is worked on, it is the same. Args:
-    threads, for work that has threads of its own; else one to a core.
+    workers, for work that has threads of its own; else one to a core, and whoever reads the results
+    computes in one thread until the last.
     """
-    workers, waiting = workers or cores(), deque[Future[Result]]()
+    waiting = deque[Future[Result]]()
     # A core has its chunk: more threads in each would only be in each other's way.
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    alone = nullcontext() if workers else threadpool_limits(1)
+    workers = workers or cores()
+    with alone, ThreadPoolExecutor(workers) as pool:
         for chunk in chunks:
             waiting.append(pool.submit(work, chunk))
             if len(waiting) > workers:

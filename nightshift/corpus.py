@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from .batches import Documents
 from .errors import AccountError
-from .ids import ids_of, index_in
+from .ids import ids_of, index_in, numbers_of
 from .splits import stands_in_for_validation
 from .tables import Lake, digest_of
 
@@ -97,12 +97,9 @@ def assigned(
     Args: `but`, a night whose rows are about to be replaced; a version that is not the newest; the
     number of the last night that counts.
     """
-    order = {row["night"]: row["number"] for row in lake.nights()}
     columns = ["night", "doc_id", "cluster_id", "distance"]
     rows = lake.read("assignments", columns, pc.field("night") != (but or ""), version)
-    nights = ids_of(rows["night"]).dictionary_encode()
-    named = [order.get(one, 0) for one in nights.dictionary.to_pylist()]
-    numbers = np.array([*named, 0], np.int64)[nights.indices.to_numpy(zero_copy_only=False)]
+    numbers = numbers_of(ids_of(rows["night"]), lake.nights())
     kept = np.arange(len(numbers)) if until is None else np.flatnonzero(numbers <= until)
     kept = kept[np.argsort(numbers[kept], kind="stable")]
     kept = kept[_newest(rows["doc_id"].take(pa.array(kept)), numbers[kept])]
@@ -191,10 +188,10 @@ class Excerpt:
     """
 
     COLUMNS: ClassVar = {
-        "documents": ["doc_id", "text", "night"],
-        "tokens": ["doc_id", "n_tokens", "n_unknown"],
-        "predictions": ["doc_id", "label", "probability", "abstained"],
-        "embeddings": ["doc_id", "vector"],
+        "documents": ["doc_id", "night", "text"],
+        "tokens": ["doc_id", "night", "n_tokens", "n_unknown"],
+        "predictions": ["doc_id", "night", "label", "probability", "abstained"],
+        "embeddings": ["doc_id", "night", "vector"],
     }
 
     def __init__(self, lake: Lake, doc_ids: pa.Array, whole: pa.Array):
@@ -213,10 +210,11 @@ class Excerpt:
         if key not in self._read:
             cut = heads(HEAD, self._whole) if table == "documents" else None
             found = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where, cut)
-            # From behind: `index_in` finds the first.
-            last = index_in(self._doc_ids, ids_of(found["doc_id"])[::-1])
-            kept = np.sort(found.num_rows - 1 - last[last >= 0])
-            self._read[key] = found.take(pa.array(kept))
+            numbers = numbers_of(ids_of(found["night"]), self._lake.nights())
+            # The newest first: `index_in` finds the first.
+            newest = np.argsort(numbers, kind="stable")[::-1]
+            first = index_in(self._doc_ids, ids_of(found["doc_id"]).take(pa.array(newest)))
+            self._read[key] = found.take(pa.array(np.sort(newest[first[first >= 0]])))
         rows = self._read[key]
         wanted = pa.array(index_in(ids_of(rows["doc_id"]), doc_ids) >= 0)
         return rows.select(columns).filter(wanted)

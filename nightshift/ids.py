@@ -5,6 +5,9 @@ A million ids are some 30 MB to Arrow, and ten times that as Python's strings.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +35,17 @@ def index_in(values: pa.Array, among: pa.Array) -> np.ndarray:
 def _index_in(values: pa.Array, among: pa.Array) -> np.ndarray:
     found = pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=among))
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def numbers_of(names: pa.Array, nights: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """The number of each row's night, int64; 0 for a night that is not among these.
+
+    Names alone do not tell which came later: "9" is read after "10".
+    """
+    order = {row["night"]: row["number"] for row in nights}
+    found = names.dictionary_encode()
+    numbers = [order.get(one, 0) for one in found.dictionary.to_pylist()]
+    return np.array([*numbers, 0], np.int64)[found.indices.to_numpy(zero_copy_only=False)]
 
 
 def ids_of(rows: pa.ChunkedArray) -> pa.Array:

@@ -232,6 +232,12 @@ class Lake:
         _TOKENS.pop(self.root, None)
         _OPENED.pop(self.root, None)
 
+    def forget(self, table: str) -> None:
+        """Open a table afresh from here on: its log is another."""
+        kept = _OPENED.get(self.root, {})
+        for key in [one for one in kept if one[0] == table]:
+            del kept[key]
+
     def newest_token(self) -> int:
         """The highest token that any commit to these tables carries; 0 where none does."""
         opened = (self._open(table, None) for table in SCHEMAS)

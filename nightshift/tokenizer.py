@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +24,10 @@ PADDING, UNKNOWN = 0, 1
 SPECIAL = ["[PAD]", "[UNK]"]
 PIECE = 2_000_000
 """Characters encoded at once: until their ids are read, a token takes a hundred bytes."""
+PART = 16_384
+"""Characters of a text that are normalized at once, which takes 170 bytes for each of them."""
+ENDS = " \n\t。，！？；、"
+"""A token never reaches across these, so a long text is cut behind one."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 # A run of Han, or a word of any other script with its inner apostrophes.
@@ -145,7 +149,9 @@ class Tokenizer:
                 show_progress=False,
             )
         base.normalizer = normalizers.Sequence(steps)
-        base.train_from_iterator(_prepared(texts, config.unit), trainer)
+        # It waits for 256 texts before it reads the first.
+        cut = (part for text in texts for part in _parts(text))
+        base.train_from_iterator(_prepared(cut, config.unit), trainer)
         return cls(base.to_str(), config.unit)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -154,15 +160,25 @@ class Tokenizer:
 
     def pieces(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         """The same, so many texts at a time as are not too long together."""
-        places = self._places
         for piece in _pieces(texts):
-            encoded = self._tokenizer.encode_batch_fast(
-                list(_prepared(piece, self.unit)), add_special_tokens=False
-            )
-            if places:
-                yield [[places.get(i, i) for i in one.ids] or [UNKNOWN] for one in encoded]
-            else:
-                yield [one.ids or [UNKNOWN] for one in encoded]
+            # A pretrained one may see more than a word at once.
+            whole = self.unit == "pretrained" or max(map(len, piece)) <= PART
+            if whole:
+                yield [ids or [UNKNOWN] for ids in self._ids(piece)]
+                continue
+            parts = [_parts(text) for text in piece]
+            few = _pieces([*chain.from_iterable(parts)])
+            ids = chain.from_iterable(map(self._ids, few))
+            yield [[*chain.from_iterable(islice(ids, len(one)))] or [UNKNOWN] for one in parts]
+
+    def _ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        places = self._places
+        encoded = self._tokenizer.encode_batch_fast(
+            list(_prepared(texts, self.unit)), add_special_tokens=False
+        )
+        if places:
+            return ([places.get(i, i) for i in one.ids] for one in encoded)
+        return (one.ids for one in encoded)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token that `encode` makes of a text stands in it: first character, past the
@@ -233,6 +249,18 @@ def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         size += len(text)
     if len(texts) > first:
         yield texts[first:]
+
+
+def _parts(text: str) -> list[str]:
+    """PART characters in each at most, cut where no token is, if there is such a place."""
+    parts: list[str] = []
+    start = 0
+    while len(text) - start > PART:
+        end = start + PART
+        cut = max(text.rfind(one, start, end) for one in ENDS) + 1 or end
+        parts.append(text[start:cut])
+        start = cut
+    return [*parts, text[start:]]
 
 
 def _prepared(texts: Iterable[str], unit: str) -> Iterator[str]:

@@ -71,9 +71,9 @@ def vacuum(
     }  # fmt: skip
     sizes = {one.path: one.size for one in _listed(lake, table, "")}
     # A file that went with an earlier vacuum stands in the log for a while.
-    gone = [one for one in opened.vacuum(grace_hours, dry_run=True, **rules) if one in sizes]
-    if gone and not dry_run:
-        with lake.guarded(f"cleaning table '{table}'"):
+    with lake.guarded(f"cleaning table '{table}'"):
+        gone = [one for one in opened.vacuum(grace_hours, dry_run=True, **rules) if one in sizes]
+        if gone and not dry_run:
             holder = lake.commit_properties(opened)
             opened.vacuum(grace_hours, dry_run=False, commit_properties=holder, **rules)
     return len(gone), sum(sizes[one] for one in gone)
@@ -100,6 +100,7 @@ def trim_log(lake: Lake, table: str, oldest: int) -> int:
         # The oldest first: killed half-way, the log begins later and has no hole.
         for one in sorted(older, key=lambda one: one.base_name):
             store.delete_file(one.path)
+    lake.forget(table)
     return len(older)
 
 

@@ -116,7 +116,7 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
 def _too_few(night: Night, held: Assigned, late: list[str]) -> bool:
     """Whether late nights alone tell that a new topic would be too small: of a large corpus only
     their files are read then."""
-    came = pc.field("night").isin(late)
+    came = pc.field("night").isin(pa.array(late, pa.string()))
     found = held.rows_of(ids_of(night.lake.read("documents", ["doc_id"], came)["doc_id"]))
     fresh, loose = (found < 0).sum(), (np.append(_places(held), 0)[found] < 0).sum()
     count = night.lake.count("documents")

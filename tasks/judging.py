@@ -5,10 +5,13 @@ Neither model sees what the other left in memory, and one that dies takes no nig
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -32,7 +35,7 @@ def judged(folder: Path, expected: str, texts: list[str], device: str) -> Judged
             f"{folder}: found model {model_id(folder)}, expected {expected}: its files were "
             "altered. Put back what was there, or roll back to another version."
         )
-    with ProcessPoolExecutor(1, _nursery()) as alone:
+    with ProcessPoolExecutor(1, _nursery(), end_with_parent) as alone:
         try:
             return alone.submit(_answer, folder, texts, device).result()
         except BrokenProcessPool:
@@ -44,10 +47,23 @@ def judged(folder: Path, expected: str, texts: list[str], device: str) -> Judged
 
 def _nursery() -> ForkServerContext:
     """Where processes begin that know the library and nothing of the night: each is a fork of one
-    that only imported it, which takes longer than most gates."""
+    that only imported it, as importing takes longer than most gates."""
     found = get_context("forkserver")
     found.set_forkserver_preload([__name__])
     return found
+
+
+def end_with_parent() -> None:
+    """End this process when the one that began it ends: a parent that is killed by force says no
+    goodbye, and nobody else would."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _answer(folder: Path, texts: list[str], device: str) -> Judged:

@@ -27,7 +27,8 @@ ROWS = 4096
 
 def encoded_here(lake: Lake, where: pc.Expression, work: Encode) -> Iterator[Made]:
     """Chunks of texts encoded on this machine, two at a time: the tokenizer has threads of its own,
-    but what it returns is read by one at a time, and meanwhile the next is at work."""
+    but what it returns is read by one at a time, and meanwhile the next is at work. A third one
+    waits."""
     return each(work, Texts(where, ROWS).stream(lake), 2)
 
 

@@ -7,12 +7,9 @@ and a `Score` at the end; or a `Trouble`. No `Score` follows an answer of False.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +25,8 @@ from nightshift.scoring import confusion, f1_by_class, score
 from nightshift.tables import Lake
 from nightshift.tokenizer import Tokenizer
 from nightshift.training import Epoch
+
+from .judging import end_with_parent
 
 Metric = Literal["accuracy", "macro_f1", "log_loss"]
 
@@ -76,7 +75,7 @@ class Trouble:
 
 def serve(pipe: Connection, exam: Exam) -> None:
     """Learn what the parent asks for until it hangs up."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         material = _material(exam)
     except NightshiftError as error:
@@ -107,14 +106,6 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         part, name = key.split(".")
         whole[part][name] = value
     return Recipe.model_validate(whole)
-
-
-def _leave_with_parent() -> None:
-    """A parent killed by force says no goodbye; without it nobody would stop this process."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _material(exam: Exam) -> Material:

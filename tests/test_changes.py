@@ -80,13 +80,14 @@ def test_label_changes_are_those_of_documents_that_both_models_know(lake: Lake) 
 
 def test_of_a_document_that_a_model_answered_twice_the_newest_answer_counts(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path), "p")
-    said = {
-        "n1": [("m1", "d1", "good"), ("m1", "d2", "good"), ("m1", "d3", "good")],
-        "n2": [("m2", "d1", "bad"), ("m2", "d2", "bad"), ("m2", "d3", "good")],
-        "n3": [("m1", "d1", "bad"), ("m1", "d2", "odd")],
-        "n4": [("m2", "d2", "good"), ("m2", "d3", "bad")],
+    said = {  # names that do not tell which came later
+        "7": [("m1", "d1", "good"), ("m1", "d2", "good"), ("m1", "d3", "good")],
+        "8": [("m2", "d1", "bad"), ("m2", "d2", "bad"), ("m2", "d3", "good")],
+        "9-extra": [("m1", "d1", "bad"), ("m1", "d2", "odd")],
+        "10": [("m2", "d2", "good"), ("m2", "d3", "bad")],
     }
-    for night, rows in said.items():
+    for number, (night, rows) in enumerate(said.items(), 1):
+        lake.write_night({"night": night, "number": number, "state": "published"})
         put(lake, "predictions", night, [
             {"doc_id": one, "label": label, "probability": 0.5, "model_id": model}
             for model, one, label in rows

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from nightshift.chunks import Held, Spooled, cores, each
 from nightshift.clustering import ClusterConfig, cluster, settle
@@ -18,6 +19,10 @@ def cloud(count: int, seed: int = 1) -> np.ndarray:
     random = np.random.default_rng(seed)
     ends = np.eye(8, dtype=np.float32)[random.integers(5, size=count)]
     return unit(ends + random.normal(0, 0.2, ends.shape)).astype(np.float32)
+
+
+def threads() -> list[int]:
+    return [one["num_threads"] for one in threadpool_info()]
 
 
 def test_vectors_in_a_file_are_those_that_were_put_there() -> None:
@@ -80,6 +85,14 @@ def test_chunks_come_back_in_order_and_few_are_in_memory_at_once() -> None:
             alive -= 1
     assert found == [number**2 for number in range(50)]
     assert most <= cores() + 1
+
+
+def test_work_that_has_threads_of_its_own_leaves_those_of_others_alone() -> None:
+    with threadpool_limits(2):
+        before = threads()
+        assert [threads() for _ in each(int, ["1", "2", "3"], 2)] == [before] * 3
+        assert {one for found in each(int, ["1", "2"]) for one in threads()} == {1}
+        assert threads() == before
 
 
 def test_a_sample_of_a_growing_corpus_stays_the_same_but_for_its_share() -> None:

@@ -177,11 +177,13 @@ def test_texts_that_only_stand_for_others_are_cut(lake: Lake) -> None:
 def test_an_excerpt_gives_each_what_it_asks_for_and_reads_a_table_once(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(lake, "documents", "n1", *(document(one, None) for one in "abcd"))
+    write(lake, "documents", "9", *(document(one, None) for one in "abcd"))
     said = [{"doc_id": one, "label": f"{model}{one}", "model_id": model}
             for model in "mn" for one in "abcd"]  # fmt: skip
-    write(lake, "predictions", "n1", *({**one, "label": "older"} for one in said))
-    write(lake, "predictions", "n2", *said)
+    for number, night in enumerate(("9", "10"), 1):
+        lake.write_night({"night": night, "number": number, "state": "published"})
+    write(lake, "predictions", "9", *({**one, "label": "older"} for one in said))
+    write(lake, "predictions", "10", *said)
     read: list[str] = []
     real = Lake.read_of
     monkeypatch.setattr(Lake, "read_of", lambda self, table, *rest: (

@@ -11,6 +11,7 @@ import py_compile
 import shutil
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import psutil
 import pytest
 from conftest import SCRATCH, House
 from safetensors import safe_open
@@ -40,6 +42,7 @@ from tasks.tracking import (
     scratch,
 )
 
+ROOT = Path(__file__).parents[1]
 STORE = f"sqlite:///{SCRATCH}/mlflow.db"
 
 
@@ -171,6 +174,29 @@ def test_a_model_that_is_another_than_the_night_named_judges_nothing(tmp_path: P
     folder = saved(tmp_path)
     with pytest.raises(BundleError, match=r"found model [0-9a-f]{16}, expected 0123456789abcdef"):
         judged(folder, "0123456789abcdef", TEXTS, "cpu")
+
+
+JUDGES = """
+import sys
+from pathlib import Path
+from nightshift.bundle import model_id
+from tasks.judging import judged
+folder = Path(sys.argv[1])
+print(judged(folder, model_id(folder), ["a text"] * 2_000_000, "cpu"))
+"""
+
+
+def test_whoever_judges_for_a_night_that_was_killed_ends_with_it(tmp_path: Path) -> None:
+    night = subprocess.Popen([sys.executable, "-c", JUDGES, str(saved(tmp_path))], cwd=ROOT)
+    mine, waited = psutil.Process(night.pid), time.monotonic() + 60
+    # What tracks resources, what forks, and its fork, once it is at work.
+    while len(began := mine.children(recursive=True)) < 3 or began[-1].cpu_times().user < 1:
+        assert night.poll() is None
+        assert time.monotonic() < waited
+        time.sleep(0.05)
+    night.kill()
+    night.wait(10)
+    assert psutil.wait_procs(began, 15)[1] == []
 
 
 def test_compiled_code_beside_a_bundle_is_never_run(tmp_path: Path) -> None:

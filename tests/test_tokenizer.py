@@ -187,6 +187,29 @@ def test_texts_that_are_long_together_are_encoded_in_pieces_and_to_the_same(
 
 
 @pytest.mark.parametrize("unit", UNITS)
+def test_a_long_text_is_read_in_parts_and_to_the_same(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [" ".join(ENGLISH * 9), "，".join(CHINESE * 9), "the\tcat's\nhat。我的 cat" * 9, "cat"]
+    learned = learn(texts, unit=unit)
+    whole = learned.encode(texts)
+    monkeypatch.setattr("nightshift.tokenizer.PART", 13)
+    monkeypatch.setattr("nightshift.tokenizer.PIECE", 40)
+    assert learn(texts, unit=unit).digest == learned.digest
+    assert learned.encode(texts) == whole
+
+
+def test_a_long_text_without_a_place_to_cut_is_cut_anywhere_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned = learn(["abcdefgh"], unit="character")
+    monkeypatch.setattr("nightshift.tokenizer.PART", 5)
+    marks = cut(learned, "abcdefghabcdefgh")
+    assert "".join(marks).replace(MARK, "") == "abcdefghabcdefgh"
+    assert cut(learned, "     ") == [SPECIAL[UNKNOWN]]
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_spaces_and_line_ends_between_words_count_alike(unit: str) -> None:
     tokenizer = learn(["a cat", "the hat"], unit=unit)
     assert tokenizer.encode([" the \n\n cat\t"]) == tokenizer.encode(["the cat"])

@@ -135,6 +135,19 @@ def test_a_trimmed_log_opens_the_oldest_kept_version_and_all_after_it(lake: Lake
     assert vacuum(lake, "labels", {versions[0], versions[4]}, 0) == (0, 0)
 
 
+def test_a_table_that_stays_open_is_cleaned_after_its_log_was_trimmed(lake: Lake) -> None:
+    lake.hold(1)
+    versions = [lake.replace("labels", f"n{one}", labels(str(one))).version for one in range(6)]
+    assert len(ids(lake, versions[2])) == 3
+    trim_log(lake, "labels", versions[3])
+    with pytest.raises(NightError, match="log was trimmed"):
+        ids(lake, versions[2])
+    # Another night under the same lease, which wrote nothing to this table.
+    assert vacuum(lake, "labels", {versions[4]}, 0) == (0, 0)
+    assert len(ids(lake)) == 6
+    lake.let_go()
+
+
 def test_orphans_are_files_no_version_ever_named_and_older_than_the_grace(lake: Lake) -> None:
     lake.replace("labels", "n1", labels("a"))
     lake.replace("labels", "n1", labels("b"))  # replaced is not orphaned
