@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -162,13 +163,17 @@ def labelled_sides(lake: Lake) -> dict[str, Labelled]:
     }
 
 
-def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str] | pa.Array) -> Documents:
-    """Token ids of the given documents, in the given order.
+def tokens_of(
+    lake: Lake, tokenizer: str, doc_ids: Sequence[str] | pa.Array, most: int | None = None
+) -> Documents:
+    """Token ids of the given documents, in the given order; at most so many of each.
 
     Raises: AccountError unless there are tokens of every one.
     """
     wanted = doc_ids if isinstance(doc_ids, pa.Array) else pa.array(doc_ids, pa.string())
-    rows = lake.read_of("tokens", ["doc_id", "ids"], wanted, pc.field("tokenizer") == tokenizer)
+    its, shorten = pc.field("tokenizer") == tokenizer, partial(_first_ids, most=most)
+    columns = ["doc_id", "ids"]
+    rows = lake.read_of("tokens", columns, wanted, its, shorten if most else None)
     if rows.num_rows != len(wanted):
         raise AccountError(
             f"tokens: found tokens of {rows.num_rows} of {len(wanted)} documents by tokenizer "
@@ -177,6 +182,11 @@ def tokens_of(lake: Lake, tokenizer: str, doc_ids: Sequence[str] | pa.Array) -> 
     places = index_in(ids_of(rows["doc_id"]), wanted)
     order = np.argsort(places, kind="stable")
     return Documents.from_arrow(rows["ids"]).take(order)
+
+
+def _first_ids(rows: pa.RecordBatch, most: int) -> pa.RecordBatch:
+    how = pc.ListSliceOptions(0, most, return_fixed_size_list=False)
+    return rows.set_column(1, "ids", pc.call_function("list_slice", [rows.column("ids")], how))
 
 
 class Excerpt:

@@ -42,9 +42,9 @@ from .recipe import (
     QUICK_READ,
     AnswerConfig,
     ModelConfig,
-    PretrainConfig,
     Recipe,
     TrainConfig,
+    most_read,
     resolve,
 )
 from .tables import Lake
@@ -106,14 +106,14 @@ def gather(
     lake: Lake,
     tokenizer: Tokenizer,
     sides: dict[str, Labelled],
-    pretrain: PretrainConfig,
+    recipe: Recipe,
     also: Sequence[str] = (),
     declared: bool = True,
 ) -> Material:
     """What a pipeline's tables offer: both labelled sides, and the newest text of all but the test.
 
-    Args: labelled sides of the same lake; classes to know `also`, though no row may have them;
-    whether the source declares who is on which side.
+    Args: labelled sides of the same lake; what the text is for; classes to know `also`, though no
+    row may have them; whether the source declares who is on which side.
     """
     classes = sorted({*sides["train"].labels, *also})
     known = set(classes)
@@ -121,7 +121,7 @@ def gather(
     kept = [pair for pair in pairs if pair[1] in known]
     held = Labelled([doc_id for doc_id, _ in kept], [label for _, label in kept])
     text = None
-    if pretrain.objective != "none":
+    if recipe.pretrain.objective != "none":
         rows = lake.read("documents", ["doc_id", "night"], pc.field("split") != "test")
         # A night that is still at work has a row, and the highest number.
         numbers = {row["night"]: row["number"] for row in lake.nights()}
@@ -131,8 +131,8 @@ def gather(
         ordered = pa.table([rows["doc_id"], pa.array(number)], ["doc_id", "number"]).sort_by(
             [("number", "ascending"), ("doc_id", "ascending")]
         )
-        newest = ids_of(ordered["doc_id"][max(0, len(number) - pretrain.documents) :])
-        text = tokens_of(lake, tokenizer.digest, newest)
+        newest = ids_of(ordered["doc_id"][max(0, len(number) - recipe.pretrain.documents) :])
+        text = tokens_of(lake, tokenizer.digest, newest, most_read(recipe.model, heads=True))
     return Material(
         tokenizer=tokenizer,
         classes=classes,

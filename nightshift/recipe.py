@@ -25,6 +25,8 @@ QUICK_TOKENS, QUICK_READ = 128, 5e5
 TRANSFORMER_RATE = 1e-3
 LONG_TOKENS = 120
 """Median length, in tokens, from which a corpus counts as long text."""
+READ = 2_048
+"""Tokens of a document that lie in memory where text alone is learned from; see `most_read`."""
 
 
 class ModelConfig(Config):
@@ -104,7 +106,8 @@ class PretrainConfig(Config):
     min_documents: int = Field(default=2000, ge=1)
     """auto pretrains on at least this many documents."""
     documents: int = Field(default=200_000, ge=1)
-    """Most documents learned from, the newest first."""
+    """Most documents learned from, the newest first; of each its first 2,048 tokens, or
+    `model.max_tokens` where those are more."""
     epochs: Count | Literal["auto"] = "auto"
     """Passes over the text; auto: fewer the more tokens there are."""
     negatives: int = Field(default=256, ge=1)
@@ -237,6 +240,16 @@ class Recipe(Config):
     train: TrainConfig = TrainConfig()
     wide: WideConfig = WideConfig()
     answers: AnswerConfig = AnswerConfig()
+
+
+def most_read(model: ModelConfig, heads: bool = False) -> int | None:
+    """Tokens of a document, from its head, that will do where its text alone is learned from.
+
+    Args: `heads` where nothing else is read, whatever `truncation` says. Returns: None for all.
+    """
+    if model.truncation != "head" and not heads:
+        return None
+    return max(READ, 0 if model.max_tokens == "auto" else model.max_tokens)
 
 
 def resolve(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .chunks import each
 from .errors import BusyError, ConfigError, NightError, PassingError
 from .stores import S3, arrow_files, safe, told
 
@@ -357,16 +359,17 @@ class Lake:
             pieces = _in_order(whole, where)
             if not pieces:
                 return
-            ordered = ds.FileSystemDataset(pieces, whole.schema, pieces[0].format, whole.filesystem)
-            for batch in ordered.to_batches(
-                columns=columns, filter=where, batch_size=min(rows, _fitting(pieces)),
-                # Whoever reads is slower than the disk: what is read ahead would only lie there,
-                # and what is fetched ahead is a whole file.
-                batch_readahead=AHEAD, fragment_readahead=1,
+            read = partial(
+                _batches, columns=columns, filter=where, schema=whole.schema,
+                batch_size=min(rows, _fitting(pieces)), batch_readahead=AHEAD,
                 fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=not self._is_local),
-            ):  # fmt: skip
-                if batch.num_rows:
-                    yield batch
+            )  # fmt: skip
+            groups = (
+                one for piece in pieces for one in piece.split_by_row_group(where, whole.schema)
+            )
+            # One scan of all would read on, up to a gigabyte, while whoever reads it is at work.
+            for batches in each(read, groups, AHEAD):
+                yield from batches
 
     def _dataset(self, table: str, version: int | None) -> Any:
         """A table as Arrow reads it; None while it does not exist."""
@@ -641,6 +644,10 @@ class Lake:
         if kept is not None:
             kept[key] = found
         return found
+
+
+def _batches(group: Any, **how: Any) -> list[pa.RecordBatch]:
+    return [one for one in group.to_batches(**how) if one.num_rows]
 
 
 def _in_order(whole: Any, where: pc.Expression | None = None) -> list[Any]:

@@ -20,7 +20,7 @@ from nightshift.encoders import Network
 from nightshift.ids import ids_of, index_in
 from nightshift.nearest import UNASSIGNED
 from nightshift.pretrained import PREFIX
-from nightshift.recipe import Recipe
+from nightshift.recipe import Recipe, most_read
 from nightshift.tokenizer import Tokenizer
 from nightshift.vectors import SAMPLE
 from nightshift.vectors import learn as learn_vectors
@@ -98,10 +98,9 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     # As a share of the corpus, where only some of tonight's documents are looked at.
     least = round(fewest(len(doc_ids)) * fresh.sum() / max(1, len(sides[0])))
     tokenizer = load_tokenizer(night, tokens.tokenizer)
+    most = min(VECTOR_TOKENS, max(SHORT, MOST_TOKENS // len(drawn)))
     topics = discovery.find_topics(
-        tokens_of(night.lake, tokenizer.digest, drawn).cut(
-            min(VECTOR_TOKENS, max(SHORT, MOST_TOKENS // len(drawn)))
-        ),
+        tokens_of(night.lake, tokenizer.digest, drawn, most),
         fresh,
         of[chosen],
         tokenizer.size,
@@ -147,7 +146,7 @@ def learn_without_labels(
     """What gives vectors without a classifier, so that the night still clusters; and its basis."""
     tokenizer = load_tokenizer(night, tokens.tokenizer)
     doc_ids = ids_of(night.lake.read("documents", ["doc_id"]).sort_by("doc_id")["doc_id"])
-    tried = _kind(night, len(doc_ids))
+    tried, most = _kind(night, len(doc_ids)), most_read(night.pipeline.model)
     basis = {
         "night": night.number,
         "documents": len(doc_ids),
@@ -156,11 +155,11 @@ def learn_without_labels(
     }
     if tried == "encoder":
         drawn = _drawn(night, doc_ids, topics)
-        rows = tokens_of(night.lake, tokenizer.digest, drawn)
+        rows = tokens_of(night.lake, tokenizer.digest, drawn, most)
         model = _learn_clusters(night, tokenizer, drawn, rows, topics)
     else:
         # No more are learned from.
-        rows = tokens_of(night.lake, tokenizer.digest, doc_ids[:SAMPLE])
+        rows = tokens_of(night.lake, tokenizer.digest, doc_ids[:SAMPLE], most)
         model = _learn_vectors(night, tokenizer, rows)
     return night.keep(model), basis
 

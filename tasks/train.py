@@ -27,7 +27,7 @@ from nightshift.learning import Learned, gather, learn
 from nightshift.nearest import UNASSIGNED
 from nightshift.plots import curves_picture
 from nightshift.pretraining import Pass
-from nightshift.recipe import Recipe
+from nightshift.recipe import Recipe, most_read
 from nightshift.tables import TableRef, digest_of
 from nightshift.together import passes_of
 from nightshift.tokenizer import Tokenizer
@@ -184,8 +184,9 @@ def _train_network(
 ) -> Trained:
     pipeline, tokenizer = night.pipeline, load_tokenizer(night, tokens.tokenizer)
     champion = _start(night)
+    recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
     material = gather(
-        night.lake, tokenizer, sides, pipeline.pretrain,
+        night.lake, tokenizer, sides, recipe,
         also=champion.labels if champion else [],
         declared=pipeline.source.split is not None,
     )  # fmt: skip
@@ -195,7 +196,6 @@ def _train_network(
     log.info("train     %s; %d documents of %d classes, on %s",
              due, len(material.train), len(material.classes),
              pick_device(pipeline.train.device))  # fmt: skip
-    recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
     params = {
         **recipe.model_dump(),
         "rows": len(material.train),
@@ -303,7 +303,8 @@ def _of_no_class(night: Night, tokenizer: Tokenizer, topics: Topics) -> Document
         return None
     groups = np.unique(places[drawn], return_inverse=True)[1].astype(np.int64)
     chosen = doc_ids.take(pa.array(drawn))
-    return tokens_of(night.lake, tokenizer.digest, chosen).labelled(groups)
+    most = most_read(night.pipeline.model)
+    return tokens_of(night.lake, tokenizer.digest, chosen, most).labelled(groups)
 
 
 def is_of_no_class(documents: int, labelled: int, share: float) -> bool:

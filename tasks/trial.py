@@ -112,7 +112,8 @@ def _material(exam: Exam) -> Material:
     lake = Lake(exam.lake, exam.pipeline, exam.storage)
     row = lake.read("tokenizers", where=pc.field("digest") == exam.tokenizer).to_pylist()[-1]
     tokenizer = Tokenizer(row["serialized"], row["unit"])
-    return gather(lake, tokenizer, exam.sides, exam.pretrain)
+    recipe = exam.recipe.model_copy(update={"pretrain": exam.pretrain})
+    return gather(lake, tokenizer, exam.sides, recipe)
 
 
 def _learn(pipe: Connection, material: Material, exam: Exam, recipe: Recipe) -> None:

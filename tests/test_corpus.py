@@ -144,6 +144,9 @@ def test_tokens_come_in_the_order_asked_for_across_nights(lake: Lake) -> None:
     # Whole: how much of a document is read is the model's own affair.
     assert ids.tolist() == [[8, 9, PADDING], [5, PADDING, PADDING], [2, 3, 4]]
     assert lengths.tolist() == [2, 1, 3]
+    first = tokens_of(lake, "t", ["d", "b", "a"], most=2)
+    assert first.pad(np.arange(3))[0].tolist() == [[8, 9], [5, PADDING], [2, 3]]
+    assert len(first.ids) == 5  # what is left out lies nowhere
 
 
 def test_tokens_are_those_of_one_tokenizer(lake: Lake) -> None:

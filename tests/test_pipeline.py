@@ -21,7 +21,7 @@ from nightshift.pipeline import (
     masked,
     reference,
 )
-from nightshift.recipe import ModelConfig, PretrainConfig, TrainConfig, resolve
+from nightshift.recipe import ModelConfig, PretrainConfig, TrainConfig, most_read, resolve
 
 MINIMAL = """\
 lake: data/lake                       # folder or URI for the tables
@@ -393,6 +393,13 @@ def test_the_schema_lets_a_pipeline_rely_on_defaults() -> None:
 
 
 # --- auto -----------------------------------------------------------------------------------
+
+
+def test_of_text_that_is_learned_from_alone_no_more_is_kept_than_is_read() -> None:
+    assert most_read(ModelConfig()) == 2_048
+    assert most_read(ModelConfig(max_tokens=5_000)) == 5_000
+    ends = ModelConfig(truncation="both", max_tokens=100)
+    assert (most_read(ends), most_read(ends, heads=True)) == (None, 2_048)
 
 
 @pytest.mark.parametrize(

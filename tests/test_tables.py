@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,24 @@ def test_a_streamed_writer_takes_mappings_and_batches_in_any_order_of_columns(la
         {"doc_id": "a", "label": None, "by": None, "at": WHEN, "night": "n1"},
         {"doc_id": "b", "label": "y", "by": None, "at": None, "night": "n1"},
     ]
+
+
+def test_whoever_reads_slowly_finds_a_few_groups_of_rows_in_memory_and_not_the_table(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROW_GROUP", 2)
+    pairs = [(f"d{number:02d}", "x") for number in range(30)]
+    lake.replace("labels", "n1", [one for pair in pairs for one in labels(pair)])
+    read, real = list[int](), tables._batches
+    monkeypatch.setattr(tables, "_batches", lambda group, **how: (
+        read.append(group.row_groups[0].id), real(group, **how)
+    )[1])  # fmt: skip
+    found = lake.scan("labels", ["doc_id"])
+    assert next(found).column("doc_id").to_pylist() == ["d00", "d01"]
+    time.sleep(0.5)
+    assert sorted(read) == [0, 1, 2]  # of fifteen
+    assert sum(batch.num_rows for batch in found) == 28
+    assert sorted(read) == [*range(15)]
 
 
 def test_every_table_takes_and_gives_back_an_empty_night(lake: Lake) -> None:
