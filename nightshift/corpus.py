@@ -171,9 +171,9 @@ def tokens_of(
     Raises: AccountError unless there are tokens of every one.
     """
     wanted = doc_ids if isinstance(doc_ids, pa.Array) else pa.array(doc_ids, pa.string())
-    its, shorten = pc.field("tokenizer") == tokenizer, partial(_first_ids, most=most)
-    columns = ["doc_id", "ids"]
-    rows = lake.read_of("tokens", columns, wanted, its, shorten if most else None)
+    its = pc.field("tokenizer") == tokenizer
+    shorten = partial(_first_ids, most=most) if most else None
+    rows = lake.read_of("tokens", ["doc_id", "ids"], wanted, its, shorten)
     if rows.num_rows != len(wanted):
         raise AccountError(
             f"tokens: found tokens of {rows.num_rows} of {len(wanted)} documents by tokenizer "
