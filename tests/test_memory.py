@@ -90,6 +90,7 @@ def long_texts(file: Path, count: int, characters: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_stage_holds_a_part_of_the_text_at_a_time(tmp_path: Path) -> None:
     """Addresses, not resident pages: a limit on them fails at once, on every machine alike. To each
     stage its own, as what a night imports late would be room for what comes early."""
