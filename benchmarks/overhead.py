@@ -309,8 +309,10 @@ class Bare:
         """The same page."""
         from collections import Counter
 
-        from nightshift.pictures import Point, lay_out
-        from nightshift.reports import NightReport, digest_text, render
+        from nightshift.changes import place_all
+        from nightshift.pictures import Point
+        from nightshift.reports import NightReport, render
+        from nightshift.sentences import digest_text
 
         most = self.pipeline.report.map_points
         rows = np.random.default_rng(1).permutation(len(self.texts))[:most]
@@ -320,14 +322,14 @@ class Bare:
         ]
         points = [
             Point(float(x), float(y), one, self.said[row], self.texts[row])
-            for one, row, (x, y) in zip(ids, rows, lay_out(self.vectors[rows]), strict=True)
+            for one, row, (x, y) in zip(ids, rows, place_all(self.vectors[rows]), strict=True)
         ]
         now = datetime.now(UTC)
         page: NightReport = NightReport(
             "bare", NIGHT, 1, now, now, self.seconds, len(self.texts),
             languages=dict(Counter(one["lang"] for one in self.documents)),
             quality=self.scores, baseline=self.linear, label_counts=dict(Counter(self.said)),
-            clusters=self.groups, silhouette=self.found.silhouette, points=points,
+            clusters=self.groups, cluster_quality=self.found.figures, points=points,
             examples={one: self.texts[int(one)] for g in self.groups for one in g["exemplars"]},
         )  # fmt: skip
         to.write_text(render(page, self.pipeline.report), encoding="utf-8")
