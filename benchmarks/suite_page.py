@@ -206,9 +206,9 @@ CLAIMS = [
           "the corpus; see overhead.md"),
     Claim("an empty night, against a running server", 4, " s", _empty("server"), True,
           "scale.py --server",
-          "imports are half of a small one (torch, Prefect and MLflow in equal parts, pandas a third "
-          "as long), half a second is Prefect's last heartbeat; of a million documents the page "
-          "takes a fifth"),
+          "imports are half of a small one (torch, Prefect and MLflow in equal parts, pandas a "
+          "third as long), half a second is Prefect's last heartbeat; of a million documents the "
+          "page takes a fifth"),
     Claim("an empty night, embedded", 25, " s", _empty("embedded"), True, "scale.py"),
     Claim("1,000 new documents, corpus 10,000 -> 1,000,000: time grows", 1.5, TIMES, _growth,
           True, "scale.py",
