@@ -27,7 +27,7 @@ PIECE = 2_000_000
 PART = 16_384
 """Characters of a text that are normalized at once, which takes 170 bytes for each of them."""
 ENDS = " \n\t。，！？；、"
-"""A token never reaches across these, so a long text is cut behind one."""
+"""A token of ours never reaches across these, so a long text is cut behind one."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 # A run of Han, or a word of any other script with its inner apostrophes.
