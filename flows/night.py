@@ -55,7 +55,13 @@ from tasks.train import train
 
 log = logging.getLogger(__name__)
 
-WARM = ("sklearn.cluster", "sklearn.feature_extraction.text", "sklearn.manifold", "sklearn.svm")
+WARM = (
+    "torch",
+    "sklearn.cluster",
+    "sklearn.feature_extraction.text",
+    "sklearn.manifold",
+    "sklearn.svm",
+)
 """Slow imports of the later stages."""
 
 
@@ -385,6 +391,10 @@ def _work(
     tracking = patiently(lambda: open_run(settings, pipeline, name, known_run, tags))
     if row and row["figures"].get("turn"):
         turn = _by(Turn.model_validate(row["figures"]["turn"]), turn.runs if turn else [])
+    made = manifest(declared)
+    if row:
+        # What it was computed with before it was cut short.
+        made["machine"] = row["manifest"].get("machine", {}) | made["machine"]
     begun: dict[str, Any] = {
         "night": name,
         "number": row["number"] if row else _next_number([*rows.values()], turn),
@@ -392,7 +402,7 @@ def _work(
         "started": row["started"] if row else datetime.now(UTC),
         "config_digest": config_digest(declared),
         "code_version": code_version(),
-        "manifest": manifest(declared),
+        "manifest": made,
         "mlflow_run": tracking.run_id,
         "prefect_run": prefect_run,
         "process": f"{socket.gethostname()}:{os.getpid()}",
@@ -406,7 +416,7 @@ def _work(
     try:
         finished = _rolled_back(one) if turn and turn.kind == "rollback" else _stages(one)
     except BaseException as error:
-        _fail(one, begun, error)
+        _fail(one, error)
         raise
     _finish(tracking)
     _afterwards(one)
@@ -506,7 +516,7 @@ def _afterwards(one: Night) -> None:
             log.warning("night     %s is published; after it: %s", one.name, error)
 
 
-def _fail(one: Night, begun: dict[str, Any], error: BaseException) -> None:
+def _fail(one: Night, error: BaseException) -> None:
     """Write the failure down where people look: the table, MLflow, a webhook."""
     if isinstance(error, BusyError):
         return  # the night belongs to another, and so do its row and its run
@@ -519,7 +529,7 @@ def _fail(one: Night, begun: dict[str, Any], error: BaseException) -> None:
         if row["state"] == "published":
             return  # what failed came after; the next start repairs it
         one.lake.write_night(
-            {**begun, "state": "failed", "finished": datetime.now(UTC), "error": words}
+            {**row, "state": "failed", "finished": datetime.now(UTC), "error": words}
         )
     with suppress(Exception):
         one.tracking.finish("KILLED" if stopped else "FAILED")

@@ -43,7 +43,7 @@ from nightshift.corpus import Labelled, labelled_sides, tokens_of
 from nightshift.errors import BusyError, NightError
 from nightshift.pictures import Tried, search_picture
 from nightshift.pipeline import Pipeline, Settings
-from nightshift.recipe import UNTUNED, Range, Recipe, TuneConfig, is_whole, resolve
+from nightshift.recipe import PREFIX, UNTUNED, Range, Recipe, TuneConfig, is_whole, resolve
 from nightshift.tables import Lake, digest_of
 from tasks.tracking import STUDY_TAG, Tracking, open_run, run_of_study
 from tasks.trial import Exam, Score, Step, Trouble, changed, serve
@@ -236,7 +236,7 @@ def default_space(recipe: Recipe) -> Space:
         "model.word_dropout": Range(low=0.0, high=0.3, step=0.05),
         "train.label_smoothing": Range(low=0.0, high=0.2, step=0.05),
     }
-    if recipe.model.encoder.startswith("huggingface:"):
+    if recipe.model.encoder.startswith(PREFIX):
         # Its shape is given, and it is fine-tuned in small steps.
         for key in ("model.encoder", "model.hidden", "model.layers", "model.word_dropout"):
             del space[key]

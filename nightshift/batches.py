@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from .tokenizer import PADDING
+
+if TYPE_CHECKING:
+    # A night that asks no network reads the tables without it.
+    import torch
+
+Watch = Callable[[Iterable[np.ndarray], int], Iterable[np.ndarray]]
+"""Wraps the batches of one pass, with their number, so that a caller can show progress."""
 
 POOL = 20
 """Batches' worth of shuffled documents among which lengths are sorted: random enough, and tight."""
@@ -103,6 +110,8 @@ class Documents:
         Args: `width` pads all to this many steps; `before` puts the padding to the left and counts
         it as text, so that the network reads it.
         """
+        import torch
+
         lengths = self.lengths[rows]
         wide = max(1, int(lengths.max(initial=0))) if width is None else width
         steps = np.arange(wide)[None, :] - (wide - lengths[:, None] if before else 0)
@@ -155,3 +164,8 @@ def _cut(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[n
         count = max(1, int(np.searchsorted(sizes, batch_tokens, side="right")))
         yield rows[start : start + count]
         start += count
+
+
+def unwatched(batches: Iterable[np.ndarray], total: int) -> Iterable[np.ndarray]:
+    """Show no progress."""
+    return batches

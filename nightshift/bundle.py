@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from safetensors import torch as tensors
 
-from .batches import Documents
+from .batches import Documents, Watch, unwatched
 from .cleaning import CleaningConfig, clean, reject_reason
 from .deciding import Blend, Reject, Spaces, Threshold, apply_threshold
 from .encoders import Network
 from .errors import BundleError, ConfigError
-from .inference import Watch, forward, pick_device, unwatched
+from .inference import forward, pick_device
 from .integrity import CODE, digest, note_files, require, verify
 from .nearest import UNASSIGNED, Cells, unit
 from .pretrained import Pretrained

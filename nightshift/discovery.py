@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from .batches import Documents
+from .batches import Documents, Watch, unwatched
 from .births import new_topics
 from .clustering import ClusterConfig, choose_k, distinct, fit_centroids, settle
 from .encoders import Network
 from .errors import ConfigError
-from .inference import Watch, forward, pick_device, unwatched
+from .inference import forward, pick_device
 from .nearest import Cells, nearest_centroids, unit
 from .recipe import ModelConfig, PretrainConfig, TrainConfig, resolve
 from .tokenizer import Tokenizer, TokenizerConfig

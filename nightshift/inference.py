@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import numpy as np
 import torch
 
-from .batches import Documents, buckets
+from .batches import Documents, Watch, buckets, unwatched
 from .encoders import Network
 from .errors import TrainingError
 
 CPU_TOKENS = 4096
 """Tokens of one batch on a processor: the states of more fall out of its cache."""
-
-Watch = Callable[[Iterable[np.ndarray], int], Iterable[np.ndarray]]
-"""Wraps the batches of one pass, with their number, so that a caller can show progress."""
-
 
 _MMAP_THRESHOLD, BLOCK = -3, 1 << 20
 """glibc's M_MMAP_THRESHOLD (mallopt(3)), and from how many bytes on a block is mapped alone."""
@@ -69,11 +64,6 @@ def device_name(wanted: str) -> str | None:
         # Its number depends on CUDA_VISIBLE_DEVICES, and is another one in each container.
         return f"cuda-{torch.cuda.get_device_properties(there).uuid}"
     return None if there.type == "cpu" else there.type
-
-
-def unwatched(batches: Iterable[np.ndarray], total: int) -> Iterable[np.ndarray]:
-    """Show no progress."""
-    return batches
 
 
 def padded(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from .batches import Documents
+from .batches import Documents, Watch, unwatched
 from .bundle import BATCH_TOKENS, Model, spaces
 from .corpus import Labelled, texts_of, tokens_of
 from .deciding import (
@@ -35,10 +35,11 @@ from .deciding import (
 from .encoders import Network, grow_head
 from .errors import ConfigError
 from .ids import ids_of
-from .inference import Watch, forward, pick_device, unwatched
-from .pretrained import PREFIX, Pretrained, refuse_unfit
+from .inference import forward, pick_device
+from .pretrained import Pretrained, refuse_unfit
 from .pretraining import Pass, pretrain
 from .recipe import (
+    PREFIX,
     QUICK_READ,
     AnswerConfig,
     ModelConfig,

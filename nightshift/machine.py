@@ -23,36 +23,38 @@ LIBRARIES = (
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def machine(device: str = "auto") -> dict[str, Any]:
-    """Libraries' versions, the processor, threads and the device that a night uses.
-
-    Args: `train.device` of the pipeline.
-    """
-    import torch
-
+def machine() -> dict[str, Any]:
+    """Libraries' versions, the processor, and what the environment says of threads."""
     return {
         "python": platform.python_version(),
         **{name: found for name in LIBRARIES if (found := installed(name))},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "vector_units": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         **{name: os.environ[name] for name in THREADS if name in os.environ},
-        "device": _device(device),
     }
 
 
-def _device(wanted: str) -> str:
+def engine(device: str) -> dict[str, Any]:
+    """Vector units, threads and the device with which torch computes here; it is imported for it.
+
+    Args: `train.device` of the pipeline.
+    """
     import torch
 
     from .inference import pick_device
 
     try:
-        there = pick_device(wanted)
+        there = pick_device(device)
     except TrainingError:
-        return f"{wanted}, which is not there"
-    return torch.cuda.get_device_name(there) if there.type == "cuda" else str(there)
+        name = f"{device}, which is not there"
+    else:
+        name = torch.cuda.get_device_name(there) if there.type == "cuda" else str(there)
+    return {
+        "vector_units": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": name,
+    }
 
 
 def installed(library: str) -> str | None:

@@ -19,7 +19,15 @@ from .errors import ConfigError
 from .evaluation import EvaluationConfig
 from .journal import Journal, open_journal
 from .promotion import PromotionConfig
-from .recipe import AnswerConfig, ModelConfig, PretrainConfig, TrainConfig, TuneConfig, WideConfig
+from .recipe import (
+    PREFIX,
+    AnswerConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrainConfig,
+    TuneConfig,
+    WideConfig,
+)
 from .reports import ReportConfig
 from .retention import KeepConfig
 from .schedule import ScheduleConfig
@@ -238,10 +246,10 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
         model = one.model
         if model.embeddings not in ("learned", "corpus"):
             model = model.model_copy(update={"embeddings": at(model.embeddings)})
-        _, _, place = model.encoder.partition("huggingface:")
+        _, _, place = model.encoder.partition(PREFIX)
         # A name of the hub looks like a folder; it is one where there is one.
         if place and (place.startswith(".") or (folder / place).is_dir()):
-            model = model.model_copy(update={"encoder": f"huggingface:{folder / place}"})
+            model = model.model_copy(update={"encoder": f"{PREFIX}{folder / place}"})
         return one.model_copy(
             update={"source": one.source.model_copy(update={"paths": paths}), "model": model}
         )

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .recipe import PretrainConfig, TrainConfig
+from .recipe import PREFIX, PretrainConfig, TrainConfig
 from .tokenizer import UNKNOWN, Tokenizer
 
-PREFIX = "huggingface:"
 UNIT = "pretrained"
 """What `Tokenizer.unit` says of a tokenizer that came with an encoder."""
 NO_LIMIT = 10**9

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Documents, buckets
+from .batches import Documents, Watch, buckets, unwatched
 from .cells import inside
 from .encoders import Network
 from .errors import TrainingError
-from .inference import Watch, unwatched
 from .recipe import PretrainConfig
 from .tokenizer import PADDING, UNKNOWN
 

@@ -18,7 +18,10 @@ from .config import Config, nearest
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Cell = Literal["lstm", "gru", "rnn", "mingru", "minlstm", "transformer", "tdnn"]
-Hub = Annotated[str, Field(pattern=r"^huggingface:.+$")]
+PREFIX = "huggingface:"
+"""Of an `encoder` that comes from Hugging Face; its name or folder follows."""
+
+Hub = Annotated[str, Field(pattern=rf"^{PREFIX}.+$")]
 
 QUICK_TOKENS, QUICK_READ = 128, 5e5
 """What the quick preset's network reads: tokens per document, and about how many in all."""
@@ -277,7 +280,7 @@ def resolve(
     objective = pretrain.objective
     if objective == "auto":
         enough = documents >= pretrain.min_documents and not quick
-        able = not model.encoder.startswith("huggingface:")
+        able = not model.encoder.startswith(PREFIX)
         # Only what reads step by step can be asked what comes next.
         fitting = "denoise" if model.encoder in ("transformer", "tdnn") else "next_token"
         objective = fitting if enough and able else "none"
@@ -293,7 +296,7 @@ def resolve(
         if model.encoder == "transformer":
             # On 30,000 headlines: validation 0.879, against 0.834 on their test rows with 3e-3.
             learning_rate = TRANSFORMER_RATE
-        if model.encoder.startswith("huggingface:"):
+        if model.encoder.startswith(PREFIX):
             learning_rate = 5e-5
     pretraining_rate = pretrain.learning_rate
     if pretraining_rate == "auto":

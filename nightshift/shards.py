@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-from .batches import Documents
-from .bundle import Answers, Model
+from .batches import Documents, Watch, unwatched
 from .compute import Made
-from .inference import Watch, unwatched
 from .nearest import Cells
 from .tables import ROW_GROUP, Lake, Stretch
 from .tokenizer import UNKNOWN, Tokenizer
+
+if TYPE_CHECKING:
+    # Who has a model to send has torch; who encodes or places vectors needs none.
+    from .bundle import Answers, Model
 
 SHARD = 16_384
 """Rows of a shard, at most: some seconds of work."""

@@ -134,8 +134,8 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 ROW_GROUP, GROUP_BYTES, AHEAD = 65_536, 32 << 20, 2
 """Rows of a file that are written together, and bytes of them; batches that are read ahead."""
-_JSON = ("versions", "figures", "manifest")
-"""Columns of `nights` that are parsed when read."""
+_JSON = {"nights": ("versions", "figures", "manifest"), "stages": ("outputs", "figures")}
+"""Columns that are parsed when read."""
 
 VOLATILE = {
     "at",
@@ -157,6 +157,9 @@ _OPENED: dict[str, dict[tuple[str, int | None], Any]] = {}
 """What this process opened while it holds the lease, by the root of its lake: opening a table means
 reading its whole log, in an object store in as many requests, and asking what is new is one. Nobody
 else may replace a table then."""
+_PARSED: dict[tuple[str, str], dict[str, tuple[list[str], list[dict[str, Any]]]]] = {}
+"""Rows of the tables with JSON columns, by root and table, then by night: its files, whose names
+are never given twice, and what stands in them. A night asks for all nights two dozen times."""
 APP, LOST = "nightshift.night", -1
 TAKEN_OVER = (
     "this process was silent for so long that another took its night over; it stops here and "
@@ -486,12 +489,32 @@ class Lake:
             return whole.count_rows(filter=where)
 
     def nights(self) -> list[dict[str, Any]]:
-        """Every night that ever started, oldest first; JSON columns are parsed."""
-        rows = self.read("nights").to_pylist()
-        for row in rows:
-            for name in _JSON:
+        """Every night that ever started, oldest first; JSON columns are parsed, and not to be
+        changed in place."""
+        return sorted(self._parsed("nights"), key=lambda row: row["number"])
+
+    def _parsed(self, table: str, night: str | None = None) -> list[dict[str, Any]]:
+        """Rows of a table with JSON columns, of one night or of all; a file is read only once."""
+        opened = self._open(table, None)
+        if opened is None:
+            return []
+        with passing(f"reading table '{table}' at {self._at(table)}"):
+            files = pa.table(opened.get_add_actions(flatten=True))
+        now: dict[str, list[str]] = {}
+        for path, of in zip(files["path"].to_pylist(), files["partition.night"].to_pylist(),
+                            strict=True):  # fmt: skip
+            if night in (None, of):
+                now.setdefault(of, []).append(path)
+        known = _PARSED.setdefault((self.root, table), {})
+        new = [of for of, paths in now.items() if known.get(of, ([], []))[0] != paths]
+        found: dict[str, list[dict[str, Any]]] = {of: [] for of in new}
+        where = pc.field("night").isin(pa.array(new, pa.string()))
+        for row in self.read(table, where=where).to_pylist() if new else ():
+            for name in _JSON[table]:
                 row[name] = json.loads(row[name] or "{}")
-        return sorted(rows, key=lambda row: row["number"])
+            found[row["night"]].append(row)
+        known.update({of: (now[of], found[of]) for of in new})
+        return [dict(row) for of in now for row in known[of][1]]
 
     def write_night(self, row: dict[str, Any]) -> None:
         """Write a night's row; with state `published` this commit is the publication."""
@@ -583,9 +606,7 @@ class Lake:
 
     def stages(self, night: str) -> dict[str, dict[str, Any]]:
         """The finished stages of a night by name; outputs and figures are parsed."""
-        rows = self.read("stages", where=pc.field("night") == night).to_pylist()
-        for row in rows:
-            row["outputs"], row["figures"] = json.loads(row["outputs"]), json.loads(row["figures"])
+        rows = self._parsed("stages", night)
         return {row["stage"]: row for row in sorted(rows, key=lambda row: row["at"])}
 
     def _as_dataset(self, table: str, opened: Any) -> Any:
@@ -863,7 +884,7 @@ def _holds_numbers(field: pa.Field) -> bool:
 
 
 def _packed(night: dict[str, Any]) -> dict[str, Any]:
-    said = {name: json.dumps(night.get(name) or {}, sort_keys=True) for name in _JSON}
+    said = {name: json.dumps(night.get(name) or {}, sort_keys=True) for name in _JSON["nights"]}
     return {**night, **said}
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from .batches import Documents
+from .batches import Documents, Watch
 from .compute import ComputeConfig, be_like, connect, in_our_words, likeness, room
 from .encoders import Network
 from .errors import PassingError
-from .inference import Watch, pick_device
+from .inference import pick_device
 from .recipe import TrainConfig
 from .training import Passes, Run, Team
 

@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .augmentation import augment, neighbours
-from .batches import Documents, batches, buckets
+from .batches import Documents, Watch, batches, buckets, unwatched
 from .deciding import class_weights
 from .encoders import Network
 from .errors import TrainingError
-from .inference import Watch, forward, padded, pick_device, unwatched
+from .inference import forward, padded, pick_device
 from .optimisation import Average, Schedule, groups_of, make_optimizer, range_test
 from .recipe import TrainConfig
 

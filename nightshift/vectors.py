@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from .batches import Documents
 from .nearest import unit
@@ -52,6 +50,9 @@ class CorpusVectors:
 
     def _mean(self, documents: Documents) -> np.ndarray:
         """Mean word vectors, float32 (documents, width); zero for a document without words."""
+        import torch
+        from torch.nn import functional as F
+
         ids = torch.from_numpy(_ids(documents)[1].astype(np.int64))
         starts = torch.from_numpy(np.cumsum(documents.lengths) - documents.lengths)
         return F.embedding_bag(ids, torch.from_numpy(self.words), starts, mode="mean").numpy()

@@ -6,14 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from nightshift.bundle import Clusters
 from nightshift.chunks import CHUNK, Spooled, Vectors, each
 from nightshift.clustering import (
     Assign,
@@ -43,6 +42,9 @@ from .said import ever_shaped, named, shapes
 from .stage import ModelRef, Night, Outcome, stage
 from .tracking import scratch
 from .train import Trained
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Clusters
 
 log = logging.getLogger(__name__)
 
@@ -375,6 +377,8 @@ def _nothing_changed(night: Night, embedded: Embedded) -> bool:
 
 def clusters_of(lake: Lake, night: str) -> Clusters | None:
     """A night's clusters as a bundle holds them; None where there are none."""
+    from nightshift.bundle import Clusters
+
     rows = living(lake, night)
     if not rows:
         return None

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightshift import discovery
 from nightshift.batches import Documents
 from nightshift.births import fewest
-from nightshift.bundle import Model
 from nightshift.corpus import Assigned, assigned, texts_of, tokens_of
-from nightshift.discovery import MOST, MOST_TOKENS, Round, centres_of
-from nightshift.encoders import Network
 from nightshift.ids import ids_of, index_in
 from nightshift.nearest import UNASSIGNED
-from nightshift.pretrained import PREFIX
-from nightshift.recipe import Recipe, most_read
+from nightshift.recipe import PREFIX, Recipe, most_read
 from nightshift.tokenizer import Tokenizer
 from nightshift.vectors import SAMPLE
 from nightshift.vectors import learn as learn_vectors
@@ -28,6 +23,10 @@ from nightshift.vectors import learn as learn_vectors
 from .progress import track
 from .stage import ModelRef, Night
 from .tokens import Tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Model
+    from nightshift.encoders import Network
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +88,9 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     loose = (found >= 0) & (of < 0) & late
     if not (found < 0).any() or (found < 0).sum() + loose.sum() < fewest(len(doc_ids)):
         return []
+    from nightshift.discovery import MOST, MOST_TOKENS
+    from nightshift.discovery import find_topics as new_topics
+
     order = pc.call_function("array_sort_indices", [doc_ids]).to_numpy()
     doc_ids, found, of = doc_ids.take(pa.array(order)), found[order], of[order]
     sides = [np.flatnonzero(side) for side in (found < 0, loose[order], of >= 0)]
@@ -99,7 +101,7 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     least = round(fewest(len(doc_ids)) * fresh.sum() / max(1, len(sides[0])))
     tokenizer = load_tokenizer(night, tokens.tokenizer)
     most = min(VECTOR_TOKENS, max(SHORT, MOST_TOKENS // len(drawn)))
-    topics = discovery.find_topics(
+    topics = new_topics(
         tokens_of(night.lake, tokenizer.digest, drawn, most),
         fresh,
         of[chosen],
@@ -169,6 +171,8 @@ def _drawn(night: Night, doc_ids: pa.Array, topics: Topics) -> list[str]:
 
     Up to half of them are of new topics, which chance alone would leave out of a large corpus.
     """
+    from nightshift.discovery import MOST
+
     random = np.random.default_rng(night.pipeline.train.seed)
     new = sorted(one for topic in topics for one in topic)
     first = {new[row] for row in random.permutation(len(new))[: MOST // 2]}
@@ -181,6 +185,9 @@ def _drawn(night: Night, doc_ids: pa.Array, topics: Topics) -> list[str]:
 def _learn_clusters(
     night: Night, tokenizer: Tokenizer, doc_ids: list[str], rows: Documents, topics: Topics
 ) -> Model:
+    from nightshift.bundle import Model
+    from nightshift.discovery import Round, centres_of, discover
+
     pipeline, texts = night.pipeline, texts_of(night.lake, doc_ids)
     # Last night's clusters, and behind them what is new tonight.
     held, wanted = assigned(night.lake, but=night.name), pa.array(doc_ids, pa.string())
@@ -193,7 +200,7 @@ def _learn_clusters(
     recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
     newest: Round | None = None
     with night.tracking.attempt("train", {**recipe.model_dump(), "rows": len(rows)}) as run:
-        for newest in discovery.discover(
+        for newest in discover(
             rows,
             [texts[one] for one in doc_ids],
             tokenizer,
@@ -237,6 +244,8 @@ def _before(night: Night, tokenizer: Tokenizer) -> Network | None:
 
 
 def _learn_vectors(night: Night, tokenizer: Tokenizer, rows: Documents) -> Model:
+    from nightshift.bundle import Model
+
     recipe = night.pipeline.model
     if recipe.max_tokens == "auto":
         recipe = recipe.model_copy(update={"max_tokens": VECTOR_TOKENS})

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightshift.bundle import Model
 from nightshift.compute import Made, spread
 from nightshift.shards import Answer, Unread
 from nightshift.tables import TableRef
@@ -19,6 +19,9 @@ from .progress import track
 from .promote import Promoted
 from .stage import ModelRef, Night, Outcome, stage
 from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Model
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class Embedded(Outcome):
     winner: ModelRef | None
 
 
-@stage("embed", "train", device=True)
+@stage("embed", "train")
 def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
     """Classify and embed what is new; everything, if another model answers from tonight on."""
     lake, winner = night.lake, promoted.winner
@@ -45,6 +48,7 @@ def embed(night: Night, tokens: Tokens, promoted: Promoted) -> Embedded:
         predictions = stack.enter_context(lake.writer("predictions", night.name))
         embeddings = stack.enter_context(lake.writer("embeddings", night.name))
         if model is not None and winner is not None:
+            stack.enter_context(night.device())
             for made in _answers(night, model, winner, unseen):
                 embeddings.write(made["embeddings"])
                 if "predictions" in made:

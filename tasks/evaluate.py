@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from nightshift.bundle import Answers, Model
 from nightshift.checks import count_checks, failures
 from nightshift.corpus import Labelled, labelled_sides, texts_of, tokens_of
 from nightshift.deciding import average_precision, recall_at_precision
@@ -40,6 +39,9 @@ from nightshift.sources import SLICES
 
 from .stage import Night, Outcome, code_version, stage
 from .train import Trained
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Answers, Model
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +94,18 @@ class Judged:
         return self.said.probabilities[rows, self.said.choice[rows]]
 
 
-@stage("evaluate", CONFIG, device=True)
+@stage("evaluate", CONFIG)
 def evaluate(night: Night, trained: Trained) -> Evaluated:
     """Score both models on all labelled test documents there are by now."""
     before = _as_before(night, trained)
     if before is not None:
         log.info("evaluate  as last night: the same model and rows")
         return before
+    with night.device():
+        return _evaluated(night, trained)
+
+
+def _evaluated(night: Night, trained: Trained) -> Evaluated:
     sides = labelled_sides(night.lake)
     test, gate = sides["test"], sides["gate"]
     models = {"champion": night.champion, "challenger": trained.challenger}

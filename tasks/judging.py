@@ -15,7 +15,6 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from nightshift.bundle import Model, model_id
 from nightshift.errors import BundleError, NightError
 from nightshift.promotion import Judged
 
@@ -30,6 +29,8 @@ def judged(folder: Path, expected: str, texts: list[str], device: str) -> Judged
     Raises: BundleError where its files are another model's; NightError when its process dies, of
     memory perhaps.
     """
+    from nightshift.bundle import model_id
+
     if model_id(folder) != expected:
         raise BundleError(
             f"{folder}: found model {model_id(folder)}, expected {expected}: its files were "
@@ -49,7 +50,7 @@ def _nursery() -> ForkServerContext:
     """Where processes begin that know the library and nothing of the night: each is a fork of one
     that only imported it, as importing takes longer than most gates."""
     found = get_context("forkserver")
-    found.set_forkserver_preload([__name__])
+    found.set_forkserver_preload([__name__, "nightshift.bundle"])
     return found
 
 
@@ -67,6 +68,8 @@ def _wait_for_parent() -> None:
 
 
 def _answer(folder: Path, texts: list[str], device: str) -> Judged:
+    from nightshift.bundle import Model
+
     model = Model.load(folder)
     model.answer(model.documents(texts[:WARM_UP]), texts[:WARM_UP], device)
     started = time.perf_counter()

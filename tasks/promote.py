@@ -42,7 +42,7 @@ class Promoted(Outcome):
         return self.decision == "promoted"
 
 
-@stage("promote", "promotion", device=True)
+@stage("promote", "promotion")
 def promote(night: Night, trained: Trained, evaluated: Evaluated) -> Promoted:
     """Compare both on the same rows, and write the decision down."""
     champion, challenger = night.champion, trained.challenger
@@ -117,7 +117,9 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
     device, said = night.pipeline.train.device, list[Judged]()
     for ref in (champion, challenger):
         try:
-            said.append(judged(night.tracking.fetch(ref.uri), ref.model_id, texts, device))
+            folder = night.tracking.fetch(ref.uri)
+            with night.device():
+                said.append(judged(folder, ref.model_id, texts, device))
         except NightError as error:
             if ref is champion:
                 raise

@@ -6,9 +6,8 @@ import logging
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nightshift.bundle import Bundle, Model
 from nightshift.erasure import forgotten_since
 from nightshift.errors import PassingError
 from nightshift.pipeline import config_digest
@@ -31,6 +30,9 @@ from .tracking import (
     scratch,
 )
 from .train import Trained
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Model
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +174,8 @@ def _register(night: Night, ref: ModelRef | None, with_clusters: bool) -> int | 
     """Register a model as a version of the pipeline; one that is known keeps its number."""
     if ref is None:
         return None
+    from nightshift.bundle import Bundle, Model
+
     model_folder = night.tracking.fetch(ref.uri)
     model = Model.load(model_folder)
     with scratch() as parent:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 
-from nightshift.bundle import Bundle, Clusters
 from nightshift.corpus import current_assignments
 from nightshift.identity import Fate, given_back
 from nightshift.nearest import UNASSIGNED
@@ -19,6 +18,9 @@ from .cluster import ending, living
 from .publish import follow
 from .stage import Night, code_version
 from .tracking import Registry, bundle_of
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Clusters
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ def roll_back(night: Night) -> None:
     Weights, vocabulary, thresholds, centroids and names go back together: they are one version. The
     tables follow it, so that the next night starts from them and, without new text, keeps it.
     """
+    from nightshift.bundle import Bundle
+
     turn, previous = night.turn, night.previous
     assert turn is not None
     assert previous is not None

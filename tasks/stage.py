@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, get_type_hints
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -26,15 +26,17 @@ from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict
 
 import nightshift
-from nightshift.bundle import Model, model_id
 from nightshift.errors import BundleError, PassingError
-from nightshift.inference import device_name
 from nightshift.leases import on_device
-from nightshift.machine import machine
+from nightshift.machine import engine, machine
 from nightshift.pipeline import Pipeline, Settings, config_to_keep
 from nightshift.tables import Lake, TableRef, digest_of
 
 from .tracking import Tracking, scratch
+
+if TYPE_CHECKING:
+    # torch takes a second to import, and a night without news needs none.
+    from nightshift.bundle import Model
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,8 @@ class Night:
 
         Raises: BundleError where its files are not those that were kept.
         """
+        from nightshift.bundle import Model, model_id
+
         folder = self.tracking.fetch(ref.uri)
         model = Model.load(folder)
         if model_id(folder) != ref.model_id:
@@ -173,6 +177,24 @@ class Night:
             uri = self.tracking.keep(Path(folder), f"models/{model_id}")
         return ModelRef(model_id=model_id, uri=uri, kind=model.kind)
 
+    @contextmanager
+    def device(self) -> Iterator[None]:
+        """Compute on the pipeline's device, on which no other pipeline then does."""
+        from nightshift.inference import device_name
+
+        wanted = self.pipeline.train.device
+        with on_device(device_name(wanted), f"night {self.name} of {self.pipeline_name}"):
+            self._note(engine(wanted))
+            yield
+
+    def _note(self, used: dict[str, Any]) -> None:
+        """Say in the manifest what the night is computed with, once it is."""
+        row = next(one for one in self.lake.nights() if one["night"] == self.name)
+        known = row["manifest"]["machine"]
+        if known | used != known:
+            said = {**row["manifest"], "machine": known | used}
+            self.lake.write_night({**row, "manifest": said})
+
 
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result", bound=Outcome)
@@ -180,13 +202,12 @@ Stage = Callable[Concatenate[Night, Inputs], Result]
 
 
 def stage(
-    name: str, config: str = "", once: bool = False, device: bool = False
+    name: str, config: str = "", once: bool = False
 ) -> Callable[[Callable[Concatenate[Night, Inputs], Result]], Stage[Inputs, Result]]:
     """Make a function a stage.
 
     Args: its name; the keys of the pipeline's config it reads, by spaces; `once` for a stage whose
-    first outcome stands for the whole night, whatever changes; `device` for one that computes on
-    the pipeline's device, which no other pipeline then does.
+    first outcome stands for the whole night, whatever changes.
     """
 
     def decorate(work: Callable[Concatenate[Night, Inputs], Result]) -> Stage[Inputs, Result]:
@@ -200,9 +221,7 @@ def stage(
                 log.info("%-9s done before, kept", name)
                 return outcome.model_validate(done["outputs"])
             night.lake.check_held()
-            name_of_device = device_name(night.pipeline.train.device) if device else None
-            who = f"night {night.name} of {night.pipeline_name}"
-            with on_device(name_of_device, who), _room(name):
+            with _room(name):
                 started = time.perf_counter()
                 result = work(night, *given, **named)
             seconds = time.perf_counter() - started
@@ -322,7 +341,7 @@ def manifest(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "config": config_to_keep(pipeline),
         "code": code_files(),
-        "machine": machine(pipeline.train.device) | pipeline.compute.about(),
+        "machine": machine() | pipeline.compute.about(),
     }
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from nightshift.chunks import each
 from nightshift.compute import Made, spread
-from nightshift.pretrained import PREFIX, read_tokenizer
+from nightshift.recipe import PREFIX
 from nightshift.shards import Encode, Texts
 from nightshift.tables import Lake, TableRef, digest_of, rows_of
 from nightshift.tokenizer import Tokenizer, TokenizerConfig
@@ -126,6 +126,8 @@ def _tokenizer(
         return None, False
     if encoder.startswith(PREFIX):
         log.info("tokens    reading the tokenizer of %s", encoder)
+        from nightshift.pretrained import read_tokenizer
+
         tokenizer = read_tokenizer(encoder)
     else:
         log.info("tokens    learning a %s tokenizer", config.unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from nightshift.batches import Documents
-from nightshift.bundle import Model
 from nightshift.corpus import (
     Labelled,
     assigned,
@@ -20,18 +19,12 @@ from nightshift.corpus import (
     labelled_sides,
     tokens_of,
 )
-from nightshift.discovery import MOST
 from nightshift.ids import ids_of, index_in
-from nightshift.inference import pick_device
-from nightshift.learning import Learned, gather, learn
 from nightshift.nearest import UNASSIGNED
 from nightshift.plots import curves_picture
-from nightshift.pretraining import Pass
 from nightshift.recipe import Recipe, most_read
 from nightshift.tables import TableRef, digest_of
-from nightshift.together import passes_of
 from nightshift.tokenizer import Tokenizer
-from nightshift.training import Epoch
 
 from .discover import (
     Topics,
@@ -43,6 +36,10 @@ from .discover import (
 from .progress import Shown, track
 from .stage import ModelRef, Night, Outcome, code_version, stage
 from .tokens import Tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Model
+    from nightshift.training import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +65,7 @@ class Trained(Outcome):
     """The classifier's epochs: epoch, train_loss, validation_loss, validation_accuracy."""
 
 
-@stage("train", "tokenizer model pretrain train wide answers clusters", device=True)
+@stage("train", "tokenizer model pretrain train wide answers clusters")
 def train(night: Night, tokens: Tokens) -> Trained:
     """Train a classifier if one is due and possible; else keep, or learn, what gives vectors."""
     before: dict[str, Any] = night.before.get("basis", {})
@@ -90,13 +87,17 @@ def train(night: Night, tokens: Tokens) -> Trained:
         none = champion is None or champion.kind != "network"
         if due is None and none and night.pipeline.train.when == "auto":
             kept = kept.model_copy(update={"reason": REFUSED})
-        return kept if due is None else _train_network(night, tokens, sides, due, topics)
+        if due is None:
+            return kept
+        with night.device():
+            return _train_network(night, tokens, sides, due, topics)
     log.info("train     no classifier: %s", lacking)
     due = due_without_labels(night, tokens, lacking, topics)
     if due is None:
         return kept.model_copy(update={"reason": lacking})
     log.info("train     %s", due)
-    ref, basis = learn_without_labels(night, tokens, topics)
+    with night.device():
+        ref, basis = learn_without_labels(night, tokens, topics)
     return Trained(challenger=ref, reason=due, basis=basis, topics=topics)
 
 
@@ -182,6 +183,12 @@ def _recipe(night: Night) -> str:
 def _train_network(
     night: Night, tokens: Tokens, sides: dict[str, Labelled], due: str, topics: Topics
 ) -> Trained:
+    from nightshift.inference import pick_device
+    from nightshift.learning import Learned, gather, learn
+    from nightshift.pretraining import Pass
+    from nightshift.together import passes_of
+    from nightshift.training import Epoch
+
     pipeline, tokenizer = night.pipeline, load_tokenizer(night, tokens.tokenizer)
     champion = _start(night)
     recipe = Recipe(**{part: getattr(pipeline, part) for part in Recipe.model_fields})
@@ -277,6 +284,8 @@ def _of_no_class(night: Night, tokenizer: Tokenizer, topics: Topics) -> Document
 
     A classifier of some topics would put all others together, and the clusters would not live on.
     """
+    from nightshift.discovery import MOST
+
     labels = current_labels(night.lake)
     rows = night.lake.read("documents", ["doc_id"], pc.field("split") != "test")
     learned, given = ids_of(rows["doc_id"]), pa.array(labels, pa.string())

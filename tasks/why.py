@@ -7,11 +7,10 @@ is asked a bounded sample of tonight's documents: that much is needed to tell te
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from nightshift.bundle import Model
 from nightshift.corpus import Excerpt, texts_of
 from nightshift.drift import (
     Sample,
@@ -26,6 +25,9 @@ from nightshift.drift import (
 from nightshift.errors import NightshiftError
 
 from .stage import ModelRef, Night
+
+if TYPE_CHECKING:
+    from nightshift.bundle import Model
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,8 @@ import http.server
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from conftest import SCRATCH, House, rows, texts
 
 from nightshift.errors import BusyError, ConfigError, NightError, PassingError, SourceError
 
+ROOT = Path(__file__).parent.parent
 STORE = f"sqlite:///{SCRATCH}/mlflow.db"
 
 
@@ -274,6 +277,36 @@ def test_a_class_that_arrives_later_is_learned(house: House) -> None:
     assert house.status()[1]["promoted"]
     labels = {row["label"] for row in house.table("predictions") if row["night"] == "n2"}
     assert labels == {"chess", "cooking", "sailing"}
+
+
+def test_a_night_without_news_needs_neither_torch_nor_scikit_learn(house: House) -> None:
+    house.drop("one.jsonl", rows(40))
+    house.work("n1")
+    code = """
+import sys
+from pathlib import Path
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "sklearn"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from flows.environment import prepare
+prepare(Path(sys.argv[1]))
+from flows.night import work
+assert work(*sys.argv[2:]).new
+"""
+    given = [str(house.folder / "prefect"), house.name, "n2", str(house.config)]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True,
+                          cwd=ROOT, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = house.lake.nights()
+    assert second["state"] == "published"
+    assert second["registry_version"] == first["registry_version"]
+    used = {"device", "threads", "vector_units"}
+    assert used <= first["manifest"]["machine"].keys()
+    assert not used & second["manifest"]["machine"].keys()
 
 
 def test_a_worse_challenger_is_refused_and_registered_as_challenger(house: House) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +27,7 @@ from nightshift.tables import (
     valid_night,
 )
 
+ROOT = Path(__file__).parent.parent
 WHEN = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 
 
@@ -236,6 +239,39 @@ def test_before_the_publication_readers_still_find_yesterday(lake: Lake) -> None
     seen = lake.published()
     assert seen is not None
     assert ids(lake, version=seen["versions"]["labels"]) == ["a", "b"]
+
+
+def test_a_file_of_nights_is_read_once_and_what_another_process_wrote_is_seen(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        lake.write_night(night_row(f"n{number}", number, figures={"documents": number}))
+    read: list[str] = []
+    scan = lake.scan
+
+    def counted(table: str, *given: Any, **named: Any) -> Any:
+        for batch in scan(table, *given, **named):
+            read.extend(batch.column("night").to_pylist())
+            yield batch
+
+    monkeypatch.setattr(lake, "scan", counted)
+    assert [row["figures"]["documents"] for row in lake.nights()] == [1, 2, 3]
+    assert sorted(read) == ["n1", "n2", "n3"]
+    lake.nights()[0]["state"] = "altered by whoever asked"
+    assert lake.nights()[0]["state"] == "published"
+    assert len(read) == 3
+    code = (
+        "import sys; from datetime import UTC, datetime; from nightshift.tables import Lake\n"
+        "lake = Lake(sys.argv[1], 'headlines'); row = lake.nights()[1]\n"
+        "lake.write_night({**row, 'state': 'failed'})\n"
+        "lake.write_night({**row, 'night': 'n4', 'number': 4})"
+    )
+    folder = lake.root.removesuffix("/headlines")
+    subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=ROOT, timeout=120)
+    assert [row["state"] for row in lake.nights()] == [
+        "published", "failed", "published", "published",
+    ]  # fmt: skip
+    assert sorted(read[3:]) == ["n2", "n4"]
 
 
 def test_a_stage_is_noted_once_and_the_others_of_its_night_stay(lake: Lake) -> None:
