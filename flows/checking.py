@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from nightshift.compute import ComputeConfig, connect
 from nightshift.errors import NightshiftError
 from nightshift.naming import load_namer
 from nightshift.pipeline import Pipeline, Settings, masked
@@ -21,6 +22,11 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield _mlflow(settings)
     yield _prefect()
     yield _device()
+    # One line for each cluster, however many pipelines use it.
+    used = {one.compute.address: one.compute for one in settings.pipelines.values()
+            if one.compute.engine == "ray"}  # fmt: skip
+    for config in used.values():
+        yield _cluster(config)
     for name, pipeline in settings.pipelines.items():
         yield _source(name, pipeline)
 
@@ -67,6 +73,16 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         return "device", f"cuda: {torch.cuda.get_device_name()}", True
     return "device", f"cpu, {torch.get_num_threads()} threads", True
+
+
+def _cluster(config: ComputeConfig) -> Finding:
+    try:
+        resources = [one["Resources"] for one in connect(config).nodes() if one["Alive"]]
+    except NightshiftError as error:
+        return "compute", str(error), False
+    cores, gpus = (int(sum(one.get(kind, 0) for one in resources)) for kind in ("CPU", "GPU"))
+    said = f"Ray at {config.address}: answers, with nodes: {len(resources)}, cores: {cores}"
+    return "compute", said + (f", GPUs: {gpus}" if gpus else ""), cores > 0
 
 
 def _source(name: str, pipeline: Pipeline) -> Finding:

@@ -19,13 +19,14 @@ import torch
 from conftest import SCRATCH, House, rows
 from torch import nn
 
+from flows.checking import check
 from nightshift import chunks, compute, shards, tables
 from nightshift.batches import Documents
 from nightshift.compute import ComputeConfig, connect, likeness, spread
 from nightshift.encoders import Network
 from nightshift.errors import ConfigError, PassingError
 from nightshift.nearest import Cells
-from nightshift.pipeline import Pipeline, config_digest
+from nightshift.pipeline import Pipeline, config_digest, load_settings
 from nightshift.recipe import ModelConfig, TrainConfig
 from nightshift.shards import Encode, ModelVectors, Place, Texts, Unread
 from nightshift.tables import Lake, rows_of
@@ -222,6 +223,17 @@ def test_a_cluster_that_does_not_answer_is_waited_for_and_not_for_minutes() -> N
     with pytest.raises(PassingError, match=f"nobody answers at 127.0.0.1:{port}"):
         connect(ComputeConfig(engine="ray", address=f"127.0.0.1:{port}"))
     assert time.monotonic() - began < 15
+
+
+def test_check_names_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: the extra `ray`")
+    house = House(tmp_path)
+    house.declare(compute={"engine": "ray", "address": "127.0.0.1:1"})
+    found = [(words, fine) for name, words, fine in check(load_settings(house.config))
+             if name == "compute"]  # fmt: skip
+    [(words, fine)] = found
+    assert not fine
+    assert "nobody answers at 127.0.0.1:1" in words
 
 
 # --- one step of several ----------------------------------------------------------------------
@@ -425,6 +437,20 @@ def test_what_a_shard_says_of_itself_arrives_as_it_was_said(
     with pytest.raises(ConfigError, match="all mount at the same place") as told:
         [*spread(nodes.config, elsewhere, monkeyed, Encode(tokenizer(), 50))]
     assert "hush" not in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_check_counts_the_nodes_of_a_cluster_once_for_all_pipelines(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    nodes.whole()
+    house = House(tmp_path)
+    house.declare(compute=nodes.config.model_dump())
+    settings = load_settings(house.config)
+    settings.pipelines["another"] = settings.pipelines[house.name]
+    found = [words for name, words, fine in check(settings) if name == "compute" and fine]
+    assert found == [f"Ray at {nodes.cluster.address}: answers, with nodes: 3, cores: 3"]
 
 
 @pytest.mark.slow
