@@ -206,7 +206,7 @@ class Excerpt:
 
     def __init__(self, lake: Lake, doc_ids: pa.Array, whole: pa.Array):
         self._lake, self._doc_ids, self._whole = lake, doc_ids.unique(), whole
-        self._read: dict[tuple[str, str], pa.Table] = {}
+        self._read: list[tuple[str, pc.Expression | None, pa.Table]] = []
 
     def read_of(
         self,
@@ -216,18 +216,24 @@ class Excerpt:
         where: pc.Expression | None = None,
     ) -> pa.Table:
         """As `Lake.read_of`, but for rows that a newer one replaces."""
-        key = (table, str(where))
-        if key not in self._read:
+        rows = next((its for name, fits, its in self._read if name == table and _same(fits, where)),
+                    None)  # fmt: skip
+        if rows is None:
             cut = heads(HEAD, self._whole) if table == "documents" else None
             found = self._lake.read_of(table, self.COLUMNS[table], self._doc_ids, where, cut)
             numbers = numbers_of(ids_of(found["night"]), self._lake.nights())
             # The newest first: `index_in` finds the first.
             newest = np.argsort(numbers, kind="stable")[::-1]
             first = index_in(self._doc_ids, ids_of(found["doc_id"]).take(pa.array(newest)))
-            self._read[key] = found.take(pa.array(np.sort(newest[first[first >= 0]])))
-        rows = self._read[key]
+            rows = found.take(pa.array(np.sort(newest[first[first >= 0]])))
+            self._read.append((table, where, rows))
         wanted = pa.array(index_in(ids_of(rows["doc_id"]), doc_ids) >= 0)
         return rows.select(columns).filter(wanted)
+
+
+def _same(one: pc.Expression | None, two: pc.Expression | None) -> bool:
+    """Whether two conditions are one; their words leave out the middle of a long list."""
+    return one is two if one is None or two is None else one.equals(two)
 
 
 def heads(most: int, whole: pa.Array | None = None) -> Callable[[pa.RecordBatch], pa.RecordBatch]:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .corpus import HEAD, Excerpt, heads
+from .corpus import HEAD, Excerpt
 from .ids import drawn, ids_of, index_in
 from .tables import Lake
 from .tokenizer import words
@@ -324,15 +324,17 @@ def read_sample(
 ) -> Sample:
     """What the tables have of some documents, in the order of the ids; of all nights or some.
 
-    Args: `whole` for texts that a model is to read; else they are cut at HEAD characters.
+    Of two answers of one model the newest counts. Args: `whole` for texts that a model is to read;
+    else they are cut at HEAD characters.
     """
     if not len(wanted):
         return Sample()
     where = None if nights is None else pc.field("night").isin(pa.array(nights))
+    uncut = wanted if whole else pa.array([], pa.string())
+    excerpt = lake if isinstance(lake, Excerpt) else Excerpt(lake, wanted, uncut)
 
     def rows(table: str, columns: list[str], where: pc.Expression | None) -> pa.Table:
-        cut = () if whole or table != "documents" or isinstance(lake, Excerpt) else (heads(HEAD),)
-        found = lake.read_of(table, ["doc_id", *columns], wanted, where, *cut)
+        found = excerpt.read_of(table, ["doc_id", *columns], wanted, where)
         order = np.argsort(index_in(ids_of(found["doc_id"]), wanted), kind="stable")
         return found.take(pa.array(order))
 

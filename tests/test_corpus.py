@@ -20,6 +20,7 @@ from nightshift.corpus import (
     texts_of,
     tokens_of,
 )
+from nightshift.drift import read_sample
 from nightshift.errors import AccountError
 from nightshift.tables import Lake, rows_of
 from nightshift.tokenizer import PADDING
@@ -200,3 +201,19 @@ def test_an_excerpt_gives_each_what_it_asks_for_and_reads_a_table_once(
         found = excerpt.read_of("predictions", ["doc_id", "label"], pa.array(["b"]), its)
         assert found.to_pylist() == [{"doc_id": "b", "label": f"{model}b"}]
     assert read == ["documents", "predictions", "predictions"]
+    # Of a long list a condition's words tell the two ends only.
+    many = [f"x{number}" for number in range(100)]
+    for middle, count in (("9", 1), ("none", 0)):
+        its = pc.field("night").isin([*many, middle, *many])
+        assert excerpt.read_of("predictions", ["doc_id"], pa.array(["b"]), its).num_rows == count
+
+
+def test_of_two_answers_of_one_model_a_sample_has_the_newer_alone(lake: Lake) -> None:
+    for number, night in enumerate(("9", "10"), 1):
+        lake.write_night({"night": night, "number": number, "state": "published"})
+        said = [{"doc_id": one, "label": f"{night}{one}", "model_id": "m"} for one in "ab"]
+        write(lake, "predictions", night, *said)
+    write(lake, "documents", "9", *(document(one, None) for one in "ab"))
+    found = read_sample(lake, pa.array(["b", "a"], pa.string()), "m")
+    assert found.labels == ["10b", "10a"]
+    assert len(found.probability) == len(found.abstained) == 2
