@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from nightshift.errors import AccountError, NightshiftError, SourceError
 from nightshift.intake import Intake, Taken, known_before
+from nightshift.known import Known
 from nightshift.pipeline import masked
 from nightshift.sources import FoundFile, file_digest, is_settled, list_files, read_rows
 from nightshift.tables import TableRef, rows_of
@@ -130,8 +131,14 @@ def _settled(night: Night, files: list[FoundFile]) -> tuple[list[FoundFile], lis
 def ingest(night: Night, files: Files) -> Ingested:
     """Read the frozen files; each row becomes a document, a duplicate or a reject."""
     pipeline, lake = night.pipeline, night.lake
+    # Of a million documents it takes a second, which a night without a file need not wait.
+    known = (
+        known_before(lake, night.name, with_ids=pipeline.source.id is not None)
+        if files.files
+        else Known()
+    )
     intake = Intake(
-        known_before(lake, night.name, with_ids=pipeline.source.id is not None),
+        known,
         pipeline.cleaning,
         pipeline.splits,
         pipeline.language,
