@@ -210,13 +210,14 @@ CLAIMS = [
           "the corpus; see overhead.md"),
     Claim("an empty night, against a running server", 4, " s", _empty("server"), True,
           "scale.py --server",
-          "imports are half of a small one (torch, Prefect and MLflow in equal parts, pandas a "
-          "third as long), half a second is Prefect's last heartbeat; of a million documents the "
-          "page takes a fifth"),
+          "imports are half of a small one (MLflow with its store twice as long as Prefect; torch "
+          "is not among them any more), half a second is Prefect's last heartbeat; of a million "
+          "documents the page takes a quarter"),
     Claim("an empty night, embedded", 25, " s", _empty("embedded"), True, "scale.py"),
     Claim("1,000 new documents, corpus 10,000 -> 1,000,000: time grows", 1.5, TIMES, _growth,
           True, "scale.py",
-          "the clusters stage and the page read what all documents left; see scale.md"),
+          "the clusters stage and the page read what all documents left, and what both nights "
+          "share has become less; it was 1.39 the day before, on a faster machine"),
     Claim("memory of a night at 1,000,000 documents", 4, " GiB", _memory, True, "scale.py"),
     Claim("`nightshift --help`", 0.5, " s", _command("help"), True),
     Claim("`nightshift status`", 1, " s", _command("status"), True,
