@@ -26,6 +26,7 @@ from flows.alerts import tell_failed, tell_published
 from flows.environment import keep_private
 from flows.locking import alone, stale
 from nightshift.errors import BusyError, ConfigError, NightshiftError, PassingError
+from nightshift.machine import ENGINE
 from nightshift.migrations import migrate
 from nightshift.pipeline import (
     Pipeline,
@@ -394,7 +395,8 @@ def _work(
     made = manifest(declared)
     if row:
         # What it was computed with before it was cut short.
-        made["machine"] = row["manifest"].get("machine", {}) | made["machine"]
+        had = row["manifest"].get("machine", {})
+        made["machine"] |= {key: had[key] for key in ENGINE if key in had}
     begun: dict[str, Any] = {
         "night": name,
         "number": row["number"] if row else _next_number([*rows.values()], turn),

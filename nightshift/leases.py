@@ -248,14 +248,15 @@ class Watch:
 
 
 @contextmanager
-def on_device(name: str | None, holder: str) -> Iterator[None]:
-    """Hold a device of this machine; None, a processor, is everybody's.
+def on_device(name: str | None, holder: str) -> Iterator[float]:
+    """Hold a device of this machine, after so many seconds; None, a processor, is everybody's.
 
     Args: the device's name, such as a GPU's own id; who holds it, for whoever waits.
     """
     if name is None:
-        yield
+        yield 0.0
         return
+    began = time.monotonic()
     handle = _open_for_all(device_path(name))
     with handle:
         try:
@@ -268,7 +269,7 @@ def on_device(name: str | None, holder: str) -> Iterator[None]:
         handle.truncate()
         handle.write(f"{holder} ({this_process()})")
         handle.flush()
-        yield
+        yield time.monotonic() - began
 
 
 def device_path(name: str) -> Path:

@@ -20,6 +20,8 @@ LIBRARIES = (
     "py3langid", "transformers",
 )  # fmt: skip
 """What computes, by its name on the package index."""
+ENGINE = ("vector_units", "threads", "device")
+"""What `engine` tells."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

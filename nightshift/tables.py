@@ -498,23 +498,29 @@ class Lake:
         opened = self._open(table, None)
         if opened is None:
             return []
+        now: dict[str, list[str]] = {}
         with passing(f"reading table '{table}' at {self._at(table)}"):
             files = pa.table(opened.get_add_actions(flatten=True))
-        now: dict[str, list[str]] = {}
-        for path, of in zip(files["path"].to_pylist(), files["partition.night"].to_pylist(),
-                            strict=True):  # fmt: skip
-            if night in (None, of):
-                now.setdefault(of, []).append(path)
+            for path, of in zip(files["path"].to_pylist(), files["partition.night"].to_pylist(),
+                                strict=True):  # fmt: skip
+                if night in (None, of):
+                    now.setdefault(of, []).append(path)
         known = _PARSED.setdefault((self.root, table), {})
         new = [of for of, paths in now.items() if known.get(of, ([], []))[0] != paths]
         found: dict[str, list[dict[str, Any]]] = {of: [] for of in new}
-        where = pc.field("night").isin(pa.array(new, pa.string()))
-        for row in self.read(table, where=where).to_pylist() if new else ():
+        for row in self._rows_of(table, opened, new) if new else ():
             for name in _JSON[table]:
                 row[name] = json.loads(row[name] or "{}")
             found[row["night"]].append(row)
         known.update({of: (now[of], found[of]) for of in new})
         return [dict(row) for of in now for row in known[of][1]]
+
+    def _rows_of(self, table: str, opened: Any, nights: list[str]) -> list[dict[str, Any]]:
+        """Rows of some nights as the version that was opened has them, none of a later one."""
+        where = pc.field("night").isin(pa.array(nights, pa.string()))
+        with passing(f"reading table '{table}' at {self._at(table)}"):
+            found = self._as_dataset(table, opened).to_table(filter=where, use_threads=False)
+        return found.select(SCHEMAS[table].names).to_pylist()
 
     def write_night(self, row: dict[str, Any]) -> None:
         """Write a night's row; with state `published` this commit is the publication."""

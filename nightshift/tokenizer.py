@@ -183,10 +183,17 @@ class Tokenizer:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token that `encode` makes of a text stands in it: first character, past the
         last."""
+        found: list[tuple[int, int]] = []
+        start = 0
+        # Cut where `encode` cuts, so that there are as many as it makes ids.
+        for part in [text] if self.unit == "pretrained" else _parts(text):
+            found += [(start + first, start + end) for first, end in self._spans(part)]
+            start += len(part)
+        return found or [(0, len(text))]
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
         if self.unit != "word":
-            return self._tokenizer.encode(text, add_special_tokens=False).offsets or [
-                (0, len(text))
-            ]
+            return self._tokenizer.encode(text, add_special_tokens=False).offsets
         found: list[tuple[int, int]] = []
         end = 0
         for word in words(text):
@@ -195,7 +202,7 @@ class Tokenizer:
             found += [(start, end)] * len(
                 self._tokenizer.encode(word, add_special_tokens=False).offsets
             )
-        return found or [(0, len(text))]
+        return found
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The entries behind ids."""

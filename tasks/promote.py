@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from nightshift.corpus import labelled_sides, texts_of
-from nightshift.errors import NightError
+from nightshift.errors import BusyError, NightError, PassingError
 from nightshift.promotion import Judged, compare, judge
 from nightshift.slices import slices_of
 from nightshift.tables import TableRef, rows_of
@@ -120,6 +120,8 @@ def _compare(night: Night, champion: ModelRef, challenger: ModelRef) -> dict[str
             folder = night.tracking.fetch(ref.uri)
             with night.device():
                 said.append(judged(folder, ref.model_id, texts, device))
+        except (PassingError, BusyError):
+            raise  # it is not the model that did not answer
         except NightError as error:
             if ref is champion:
                 raise

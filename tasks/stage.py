@@ -137,6 +137,8 @@ class Night:
     """Where a person turned to another model: no file is read, and nothing trained."""
     asked: Asked = field(default_factory=Asked)
     """What is other this night."""
+    waits: list[float] = field(default_factory=list[float], compare=False, repr=False)
+    """Seconds for which the stage at work has waited for its device."""
 
     @functools.cached_property
     def lake(self) -> Lake:
@@ -183,7 +185,8 @@ class Night:
         from nightshift.inference import device_name
 
         wanted = self.pipeline.train.device
-        with on_device(device_name(wanted), f"night {self.name} of {self.pipeline_name}"):
+        with on_device(device_name(wanted), f"night {self.name} of {self.pipeline_name}") as waited:
+            self.waits.append(waited)
             self._note(engine(wanted))
             yield
 
@@ -191,7 +194,8 @@ class Night:
         """Say in the manifest what the night is computed with, once it is."""
         row = next(one for one in self.lake.nights() if one["night"] == self.name)
         known = row["manifest"]["machine"]
-        if known | used != known:
+        # A published night is closed, though its page be written again.
+        if row["state"] == "running" and known | used != known:
             said = {**row["manifest"], "machine": known | used}
             self.lake.write_night({**row, "manifest": said})
 
@@ -221,10 +225,12 @@ def stage(
                 log.info("%-9s done before, kept", name)
                 return outcome.model_validate(done["outputs"])
             night.lake.check_held()
+            night.waits.clear()
             with _room(name):
                 started = time.perf_counter()
                 result = work(night, *given, **named)
-            seconds = time.perf_counter() - started
+            # Another pipeline's hours on the device are none of this stage's.
+            seconds = time.perf_counter() - started - sum(night.waits)
             night.tracking.figures(
                 {f"{name}/{key}": value for key, value in result.figures.items()}
                 | {f"seconds/{name}": seconds}

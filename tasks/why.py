@@ -126,7 +126,8 @@ def _shift(
 
 def _answers(night: Night, ref: ModelRef, texts: list[str]) -> list[str]:
     model = night.load(ref)
-    said = model.answer(model.documents(texts), texts, night.pipeline.train.device)
+    with night.device():
+        said = model.answer(model.documents(texts), texts, night.pipeline.train.device)
     return [model.labels[one] for one in said.choice]
 
 

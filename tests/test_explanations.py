@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_every_token_knows_where_it_stands_in_the_text(unit: str) -> None:
     if unit == "word":  # punctuation is no word
         visible -= {place for place in visible if TEXT[place] in ",?"}
     assert visible <= covered
+
+
+@pytest.mark.parametrize("unit", ["bpe", "word", "character"])
+def test_a_long_text_has_a_place_for_each_of_its_tokens_wherever_it_is_cut(unit: str) -> None:
+    config = TokenizerConfig.model_validate({"unit": unit, "vocabulary": 120, "min_count": 1})
+    text = "中文文本,测试一下," * 4_000  # no mark behind which it could be cut
+    learned = Tokenizer.learn([TEXT, *TEXTS, text[:100]], config)
+    spans = learned.spans(text)
+    assert len(spans) == len(learned.encode([text])[0])
+    assert all(end <= start for (_, end), (start, _) in pairwise(dict.fromkeys(spans)))
+    assert len(text) - 2 <= spans[-1][1] <= len(text)
 
 
 def test_values_are_shared_by_the_characters_that_words_have_of_a_span() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -568,6 +569,53 @@ def test_a_store_that_does_not_answer_once_costs_a_retry_not_the_night(
     house.work("n1")
     assert house.status()[0]["state"] == "published"
     assert calls["tokens"] == 2
+
+
+def test_a_store_that_does_not_answer_while_models_are_compared_is_no_verdict(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.promote
+
+    house.drop("one.jsonl", rows(40))
+    house.work("n1")
+    house.declare(train={"when": "always"})
+    house.drop("two.jsonl", rows(5, seed=5))
+    asked: list[str] = []
+    real = tasks.promote.judged
+
+    def flaky(folder: Path, model_id: str, *rest: Any) -> Any:
+        asked.append(model_id)
+        if len(asked) == 2:  # the challenger, after the champion
+            raise PassingError("the store is away")
+        return real(folder, model_id, *rest)
+
+    monkeypatch.setattr(tasks.promote, "judged", flaky)
+    house.work("n2")
+    decision = house.table("promotions")[-1]
+    assert decision["challenger_score"] is not None
+    assert "away" not in decision["reason"]
+    assert len(asked) == 4
+
+
+def test_seconds_for_which_another_pipeline_has_the_device_are_none_of_the_stage(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.stage
+
+    begun = [0]
+
+    @contextmanager
+    def on_device(name: str | None, holder: str) -> Iterator[float]:
+        begun[0] += 1
+        wait = 4.0 if begun[0] == 3 else 0.0  # embed, after train and evaluate
+        time.sleep(wait)
+        yield wait
+
+    monkeypatch.setattr(tasks.stage, "on_device", on_device)
+    house.drop("one.jsonl", rows(40))
+    house.work("n1")
+    assert begun[0] == 3
+    assert 0 < house.status()[0]["seconds"]["embed"] < 4
 
 
 def test_retry_from_does_a_stage_and_all_after_it_again(

@@ -331,8 +331,8 @@ def test_a_device_is_waited_for_and_its_holder_named(caplog: pytest.LogCaptureFi
         assert "waiting" not in caplog.text  # another device
     threading.Timer(0.5, process.kill).start()  # kill -9 frees it
     began = time.monotonic()
-    with on_device("cuda-1", "night n1 of reviews"):
-        assert time.monotonic() - began > 0.4
+    with on_device("cuda-1", "night n1 of reviews") as waited:
+        assert time.monotonic() - began >= waited > 0.4
     process.wait()
     said = f"held by night n1 of headlines (process {process.pid}"
     assert said in caplog.text

@@ -247,14 +247,13 @@ def test_a_file_of_nights_is_read_once_and_what_another_process_wrote_is_seen(
     for number in (1, 2, 3):
         lake.write_night(night_row(f"n{number}", number, figures={"documents": number}))
     read: list[str] = []
-    scan = lake.scan
+    rows_of_nights = lake._rows_of
 
-    def counted(table: str, *given: Any, **named: Any) -> Any:
-        for batch in scan(table, *given, **named):
-            read.extend(batch.column("night").to_pylist())
-            yield batch
+    def counted(table: str, opened: Any, nights: list[str]) -> Any:
+        read.extend(nights)
+        return rows_of_nights(table, opened, nights)
 
-    monkeypatch.setattr(lake, "scan", counted)
+    monkeypatch.setattr(lake, "_rows_of", counted)
     assert [row["figures"]["documents"] for row in lake.nights()] == [1, 2, 3]
     assert sorted(read) == ["n1", "n2", "n3"]
     lake.nights()[0]["state"] = "altered by whoever asked"
