@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nightshift.changes import place_all
-from nightshift.machine import engine, machine
+from nightshift.machine import machine, of_torch
 from nightshift.pedigree import pedigree_picture
 from nightshift.pictures import Point
 from nightshift.reports import NightReport, ReportConfig, render
@@ -72,7 +72,7 @@ def measure(path: Path, documents: int) -> dict[str, Any]:
         "write_seconds": round(written, 1),
         "bytes": path.stat().st_size,
         **in_a_browser(path, documents),
-        "machine": machine() | engine("cpu"),
+        "machine": machine() | of_torch("cpu"),
         "load": round(os.getloadavg()[0], 1),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

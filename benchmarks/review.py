@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from nightshift.journal import Journal, journal_path
-from nightshift.machine import engine, machine
+from nightshift.machine import machine, of_torch
 from nightshift.tables import SCHEMAS, Lake, rows_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,7 @@ def measure(folder: Path, documents: int, requests: int) -> dict[str, Any]:
         "index_megabytes": round(index / 1e6),
         "pages": pages,
         "eight_at_a_time": together,
-        "machine": machine() | engine("cpu"),
+        "machine": machine() | of_torch("cpu"),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

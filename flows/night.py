@@ -26,7 +26,7 @@ from flows.alerts import tell_failed, tell_published
 from flows.environment import keep_private
 from flows.locking import alone, stale
 from nightshift.errors import BusyError, ConfigError, NightshiftError, PassingError
-from nightshift.machine import ENGINE
+from nightshift.machine import OF_TORCH
 from nightshift.migrations import migrate
 from nightshift.pipeline import (
     Pipeline,
@@ -396,7 +396,7 @@ def _work(
     if row:
         # What it was computed with before it was cut short.
         had = row["manifest"].get("machine", {})
-        made["machine"] |= {key: had[key] for key in ENGINE if key in had}
+        made["machine"] |= {key: had[key] for key in OF_TORCH if key in had}
     begun: dict[str, Any] = {
         "night": name,
         "number": row["number"] if row else _next_number([*rows.values()], turn),

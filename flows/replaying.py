@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from flows.environment import apart
 from nightshift.errors import NightshiftError, PassingError, ReplayError
-from nightshift.machine import engine, machine
+from nightshift.machine import machine, of_torch
 from nightshift.pipeline import Pipeline, Settings, config_to_keep, load_settings
 from nightshift.retention import prunings, told
 from nightshift.sources import file_digest
@@ -251,7 +251,7 @@ def _differences(row: dict[str, Any], config: list[str]) -> list[str]:
     had = manifest["machine"]
     has = machine()
     if "device" in had:  # a night without news needs none
-        has |= engine(manifest["config"]["train"]["device"])
+        has |= of_torch(manifest["config"]["train"]["device"])
     found += [
         f"{key} {had.get(key, 'none')} then, {has.get(key, 'none')} now"
         for key in sorted(had.keys() | has.keys())

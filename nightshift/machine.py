@@ -20,8 +20,8 @@ LIBRARIES = (
     "py3langid", "transformers",
 )  # fmt: skip
 """What computes, by its name on the package index."""
-ENGINE = ("vector_units", "threads", "device")
-"""What `engine` tells."""
+OF_TORCH = ("vector_units", "threads", "device")
+"""What `of_torch` tells."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def engine(device: str) -> dict[str, Any]:
+def of_torch(device: str) -> dict[str, Any]:
     """Vector units, threads and the device with which torch computes here; it is imported for it.
 
     Args: `train.device` of the pipeline.

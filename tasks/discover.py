@@ -88,20 +88,20 @@ def find_topics(night: Night, tokens: Tokens) -> Topics:
     loose = (found >= 0) & (of < 0) & late
     if not (found < 0).any() or (found < 0).sum() + loose.sum() < fewest(len(doc_ids)):
         return []
-    from nightshift.discovery import MOST, MOST_TOKENS
-    from nightshift.discovery import find_topics as new_topics
+    from nightshift import discovery
 
     order = pc.call_function("array_sort_indices", [doc_ids]).to_numpy()
     doc_ids, found, of = doc_ids.take(pa.array(order)), found[order], of[order]
     sides = [np.flatnonzero(side) for side in (found < 0, loose[order], of >= 0)]
     random = np.random.default_rng(config.seed)
-    chosen = np.concatenate([side[random.permutation(len(side))[:MOST]] for side in sides])
+    some = discovery.MOST
+    chosen = np.concatenate([side[random.permutation(len(side))[:some]] for side in sides])
     drawn, fresh = doc_ids.take(pa.array(chosen)), found[chosen] < 0
     # As a share of the corpus, where only some of tonight's documents are looked at.
     least = round(fewest(len(doc_ids)) * fresh.sum() / max(1, len(sides[0])))
     tokenizer = load_tokenizer(night, tokens.tokenizer)
-    most = min(VECTOR_TOKENS, max(SHORT, MOST_TOKENS // len(drawn)))
-    topics = new_topics(
+    most = min(VECTOR_TOKENS, max(SHORT, discovery.MOST_TOKENS // len(drawn)))
+    topics = discovery.find_topics(
         tokens_of(night.lake, tokenizer.digest, drawn, most),
         fresh,
         of[chosen],

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 import nightshift
 from nightshift.errors import BundleError, PassingError
 from nightshift.leases import on_device
-from nightshift.machine import engine, machine
+from nightshift.machine import machine, of_torch
 from nightshift.pipeline import Pipeline, Settings, config_to_keep
 from nightshift.tables import Lake, TableRef, digest_of
 
@@ -187,7 +187,7 @@ class Night:
         wanted = self.pipeline.train.device
         with on_device(device_name(wanted), f"night {self.name} of {self.pipeline_name}") as waited:
             self.waits.append(waited)
-            self._note(engine(wanted))
+            self._note(of_torch(wanted))
             yield
 
     def _note(self, used: dict[str, Any]) -> None:
