@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from importlib.abc import MetaPathFinder
@@ -53,6 +54,8 @@ def main() -> None:
     # Prefect and MLflow make half a million objects as they are imported, which Python's collector
     # would look through 700 at a time, and find no rubbish: a fifth of their import.
     gc.set_threshold(10_000)
+    # And once more, for a second, as the process ends.
+    atexit.register(gc.freeze)
     calm_threads()
     plain_streams()
     log_lines()

@@ -57,6 +57,8 @@ from tasks.train import train
 log = logging.getLogger(__name__)
 
 WARM = (
+    "captum.attr",
+    "mlflow.pyfunc",
     "torch",
     "sklearn.cluster",
     "sklearn.feature_extraction.text",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 MOST_NODES = 100_000
 """Keys and values of a YAML text, aliases written out: a few lines of them can mean billions."""
+DESCRIBED = __name__ == "nightshift.config"
+"""Whether fields have their docstrings as descriptions. The copy in a registered model needs none:
+pydantic looks through every module there is for each of its classes."""
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -28,7 +31,7 @@ class Config(BaseModel):
     """Base of every config model: unknown keys are refused, instances do not change."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=DESCRIBED
     )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from hashlib import blake2b
 from itertools import chain, islice
 from typing import Literal
@@ -73,10 +74,12 @@ def words(text: str) -> list[str]:
     return found
 
 
+@cache
 def _jieba():
     import jieba
 
-    # It announces its dictionary on standard error at the first use.
+    # It announces its dictionary on standard error at the first use. Said once: each time, Python
+    # forgets what it knows of all loggers, and a process with Prefect and MLflow has a thousand.
     jieba.setLogLevel(logging.WARNING)
     return jieba
 

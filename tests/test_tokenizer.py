@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -50,6 +51,14 @@ def test_words_are_cut_by_spaces_and_chinese_by_its_dictionary(
     text: str, expected: list[str]
 ) -> None:
     assert words(text) == expected
+
+
+def test_cutting_chinese_leaves_python_what_it_knows_of_its_loggers() -> None:
+    words("机器学习")  # the dictionary's own logger is told to be quiet, once
+    heard = logging.getLogger("nightshift")
+    heard.isEnabledFor(logging.DEBUG)
+    words("机器学习")
+    assert heard._cache  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_dictionary_is_loaded_without_a_word_on_the_terminal() -> None:
