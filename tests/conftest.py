@@ -4,6 +4,7 @@ MLflow on SQLite, Delta tables in a folder."""
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import logging
 import os
@@ -163,8 +164,11 @@ def house(tmp_path: Path) -> House:
 
 
 @pytest.fixture(autouse=True)
-def _logs_reach_caplog() -> None:
-    # The command line takes the loggers for itself; tests want to read them.
+def _logs_reach_caplog(request: pytest.FixtureRequest) -> None:
+    # The command line takes the loggers for itself, and so does Prefect as it is imported; tests
+    # want to read them.
+    if "caplog" in request.fixturenames:
+        importlib.import_module("prefect.main")
     for name in ("nightshift", "tasks", "flows"):
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).propagate = True

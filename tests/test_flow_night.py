@@ -536,6 +536,8 @@ def test_a_failed_night_keeps_yesterday_tells_the_webhook_and_is_finished_later(
             house.work("n2")
     assert [one["state"] for one in house.status()] == ["published", "failed"]
     assert house.status()[1]["error"] == "cluster: the lamp went out"
+    computed_with = house.lake.nights()[1]["manifest"]["machine"]
+    assert computed_with["threads"] > 0
     assert len(house.table("documents")) == 90
     assert client().get_run(house.lake.nights()[1]["mlflow_run"]).info.status == "FAILED"
     assert got[0]["night"] == "n2"
@@ -547,6 +549,7 @@ def test_a_failed_night_keeps_yesterday_tells_the_webhook_and_is_finished_later(
     assert [one["state"] for one in house.status()] == ["published"] * 3
     assert "finishing n2 first" in caplog.text
     assert "embed     done before, kept" in caplog.text
+    assert house.lake.nights()[1]["manifest"]["machine"] == computed_with
     assert len(house.table("documents")) == 120
 
 
@@ -616,6 +619,39 @@ def test_seconds_for_which_another_pipeline_has_the_device_are_none_of_the_stage
     house.work("n1")
     assert begun[0] == 3
     assert 0 < house.status()[0]["seconds"]["embed"] < 4
+
+
+def test_whatever_answers_in_a_night_holds_its_device(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.stage
+    from nightshift.bundle import Model
+
+    holds, seen = [False], list[bool]()
+    real = Model.answer
+
+    @contextmanager
+    def on_device(name: str | None, holder: str) -> Iterator[float]:
+        holds[0] = True
+        yield 0.0
+        holds[0] = False
+
+    def watched(model: Model, documents: Any, texts: Any, device: str = "auto", *rest: Any) -> Any:
+        if device != "cpu":  # explanations are computed on the processor, whatever the pipeline's
+            seen.append(holds[0])
+        return real(model, documents, texts, device, *rest)
+
+    house.drop("one.jsonl", rows(40))
+    house.work("n1")
+    monkeypatch.setattr(tasks.stage, "on_device", on_device)
+    monkeypatch.setattr(Model, "answer", watched)
+    house.declare(train={"when": "always", "seed": 2}, promotion={"policy": "always"})
+    house.drop("two.jsonl", rows(20, seed=5))
+    house.work("n2")
+    # The page asks the old model as well, of documents that only the new one has answered.
+    assert house.lake.nights()[1]["figures"]["promoted"]
+    assert len(seen) >= 3
+    assert all(seen)
 
 
 def test_retry_from_does_a_stage_and_all_after_it_again(
