@@ -51,7 +51,7 @@ from tasks.report import report
 from tasks.rollback import roll_back
 from tasks.stage import STAGES, Asked, Night, Turn, code_version, manifest, patiently
 from tasks.tokens import tokenize
-from tasks.tracking import Tracking, open_run, open_store
+from tasks.tracking import Tracking, open_run, open_store, put_away
 from tasks.train import train
 
 log = logging.getLogger(__name__)
@@ -422,6 +422,8 @@ def _work(
     except BaseException as error:
         _fail(one, error)
         raise
+    finally:
+        put_away()
     _finish(tracking)
     _afterwards(one)
     return finished

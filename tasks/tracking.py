@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ class Tracking:
         return f"runs:/{self.run_id}/{name}"
 
     def fetch(self, uri: str) -> Path:
-        """The folder behind an artifact's URI, on this machine."""
+        """The folder behind an artifact's URI, on this machine until `put_away`; fetched once."""
         with _passing(f"fetching {uri}"):
-            return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
+            return _fetched(self.uri, uri)
 
     def read_from(self, refs: list[TableRef], lake_root: str, context: str) -> None:
         """Note which table versions a stage read: MLflow's datasets."""
@@ -619,17 +620,19 @@ def champion_bundle(uri: str, pipeline: str) -> tuple[int, Path] | None:
 
 
 def bundle_of(uri: str, pipeline: str, version: int, to: Path | None = None) -> Path:
-    """The bundle's folder of a registered version, on this machine: below `to`, or where it is.
+    """The bundle's folder of a registered version: below `to`, or where it is, or, of another
+    machine, a copy until `put_away`.
 
     Raises: ConfigError for a version that does not exist, BundleError when its files are not those
     that were registered, PassingError when the registry or its store does not answer.
     """
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    source = f"models:/{pipeline}/{version}"
+    client, source = MlflowClient(uri, uri), f"models:/{pipeline}/{version}"
     with _passing(f"fetching version {version} of {pipeline} from {masked(uri)}"), _quiet():
         try:
-            tags = MlflowClient(uri, uri).get_model_version(pipeline, str(version)).tags
+            tags = client.get_model_version(pipeline, str(version)).tags
+            kept = client.get_model_version_download_uri(pipeline, str(version))
         except MlflowException as error:
             if error.error_code not in ABSENT:
                 raise
@@ -637,6 +640,8 @@ def bundle_of(uri: str, pipeline: str, version: int, to: Path | None = None) -> 
                 f"{pipeline}: found no version {version} in {masked(uri)}. "
                 f"`nightshift status {pipeline}` lists those of its nights under `model`."
             ) from error
+        if to is None and not kept.startswith("file:"):
+            to = Path(_on_the_shelf())
         there = mlflow.artifacts.download_artifacts(source, dst_path=str(to) if to else None)
     folder = Path(there) / "artifacts" / BUNDLE
     found, registered = verify(folder), tags.get(BUNDLE_TAG)
@@ -749,5 +754,29 @@ def _name(key: str) -> str:
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a model's files on their way to MLflow."""
+    """A folder for a model's files on their way to or from MLflow."""
     return tempfile.TemporaryDirectory(prefix="nightshift-")
+
+
+@cache
+def _shelf() -> tempfile.TemporaryDirectory[str]:
+    """What this process fetched; left alone, MLflow makes a folder for each that nobody removes."""
+    return scratch()
+
+
+def _on_the_shelf() -> str:
+    return tempfile.mkdtemp(dir=_shelf().name)
+
+
+@cache
+def _fetched(store: str, uri: str) -> Path:
+    found = mlflow.artifacts.download_artifacts(uri, dst_path=_on_the_shelf(), tracking_uri=store)
+    return Path(found)
+
+
+def put_away() -> None:
+    """Remove what this process fetched from MLflow; at its end that happens by itself."""
+    if _shelf.cache_info().currsize:
+        _shelf().cleanup()
+        _shelf.cache_clear()
+    _fetched.cache_clear()

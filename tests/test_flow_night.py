@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -652,6 +653,30 @@ def test_whatever_answers_in_a_night_holds_its_device(
     assert house.lake.nights()[1]["figures"]["promoted"]
     assert len(seen) >= 3
     assert all(seen)
+
+
+def test_a_night_leaves_no_copy_of_a_model_in_the_folder_for_temporary_files(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.tracking
+
+    fetched: list[Path] = []
+    real = tasks.tracking.Tracking.fetch
+
+    def watched(tracking: Any, uri: str) -> Path:
+        fetched.append(real(tracking, uri))
+        return fetched[-1]
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tasks.tracking.Tracking, "fetch", watched)
+    house.declare(train={"when": "always"})
+    for number in (1, 2):
+        house.drop(f"{number}.jsonl", rows(20, seed=number))
+        house.work(f"n{number}")
+    assert len(fetched) > len(set(fetched)) >= 3  # once for each model of a night
+    assert {one.is_relative_to(tmp_path / "temporary") for one in fetched} == {True}
+    assert not [*(tmp_path / "temporary").rglob("model.json")]
 
 
 def test_retry_from_does_a_stage_and_all_after_it_again(
