@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from importlib import import_module
@@ -20,6 +21,7 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect import flow
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import forgetting, takeover
 from flows.alerts import tell_failed, tell_published
@@ -104,9 +106,21 @@ def work(
         return _closed(settings, lake, row, redo)
     threading.Thread(target=_warm_up, args=(settings.mlflow,), daemon=True).start()
     try:
-        return night(pipeline, wanted, config, retry_from)
+        with _unobserved():
+            return night(pipeline, wanted, config, retry_from)
     except (HTTPError, RuntimeError) as error:
         return _without_prefect(settings, lake, wanted, error)
+
+
+@contextmanager
+def _unobserved() -> Iterator[None]:
+    """Without heartbeats where Prefect is embedded: nobody would miss one, and a flow run waits for
+    the thread that sends them, which sleeps a second at a time."""
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _without_prefect(settings: Settings, lake: Lake, name: str, error: Exception) -> Finished:
