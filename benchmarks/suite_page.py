@@ -206,8 +206,10 @@ CLAIMS = [
           "one round from a good start suffices, so that unpacking the table's files weighs as "
           "much as the products"),
     Claim("a night around its compute", 0.05, "%", _around, True, "overhead.py",
-          "imports of Prefect, MLflow and torch, and an embedded server, cost the same whatever "
-          "the corpus; see overhead.md"),
+          "a third of it, nine seconds, is outside training: imports, tables, and what the page "
+          "explains and the bare one does not; the rest is training, which took longer in these "
+          "nights, in an earlier one not, and whose speed varies by half within a minute here; see "
+          "overhead.md"),
     Claim("an empty night, against a running server", 4, " s", _empty("server"), True,
           "scale.py --server",
           "imports are half of a small one (MLflow with its store twice as long as Prefect; torch "
@@ -235,7 +237,10 @@ DID_NOT_HELP = [
     "depend on what shares its batch, and on the processor.",
     "Dropout masks from draws of 16 bits: 4 ms of a step of 85 less. Not taken: three of the "
     "networks that tests train on tiny problems no longer reached their accuracy in time.",
-]  # measured on an Intel Xeon with AMX, one of two cores, CPU time
+    "torch.compile of what reads a batch: a step is 1.06 (128 x 16) and 1.11 times (128 x 64) as "
+    "fast, for 35 s of compiling at first and 5 s for a second shape. Not taken: it needs a C++ "
+    "compiler on the machine of the night, and on thucnews would save as much as it costs.",
+]  # on an Intel Xeon with AMX, one of two cores, CPU time; torch.compile on two of an AMD EPYC
 
 
 def write_page(out: Path) -> int:
