@@ -150,10 +150,14 @@ def _warm_up(mlflow: str) -> None:
     Whatever fails here is met again, and told, where it is needed.
     """
     with suppress(Exception):
-        # A server that runs already gives no time away, and many a night needs none of these.
-        for module in () if os.environ.get("PREFECT_API_URL") else WARM:
+        if os.environ.get("PREFECT_API_URL"):
+            # A server that runs already gives no time for imports, and many a night needs none.
+            open_store(mlflow)
+            return
+        # Not the store: SQLAlchemy would look for all tables there are when it is asked, those of
+        # Prefect's embedded server among them, half imported, and fail from then on.
+        for module in WARM:
             import_module(module)
-        open_store(mlflow)
 
 
 @flow(
