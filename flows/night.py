@@ -154,8 +154,8 @@ def _warm_up(mlflow: str) -> None:
             # A server that runs already gives no time for imports, and many a night needs none.
             open_store(mlflow)
             return
-        # Not the store: SQLAlchemy would look for all tables there are when it is asked, those of
-        # Prefect's embedded server among them, half imported, and fail from then on.
+        # Not the store: as it is imported, SQLAlchemy looks at all tables there are, also at those
+        # of Prefect's embedded server, which may be half imported, and fails from then on.
         for module in WARM:
             import_module(module)
 

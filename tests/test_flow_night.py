@@ -311,6 +311,25 @@ assert work(*sys.argv[2:]).new
     assert not used & second["manifest"]["machine"].keys()
 
 
+def test_while_an_embedded_prefect_is_imported_nothing_imports_the_store_of_mlflow(
+    tmp_path: Path,
+) -> None:
+    # It has SQLAlchemy look at all tables there are, also at Prefect's first half.
+    code = (
+        "import sys; from flows import night; night.WARM = (); night._warm_up(sys.argv[1]); "
+        "print([one for one in sys.modules if one.endswith('sqlalchemy_store')])"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"],
+            env={**os.environ, **more}, capture_output=True, text=True, check=True, timeout=120,
+        ).stdout.strip()
+        for more in ({}, {"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    ]  # fmt: skip
+    assert found[0] == "[]"
+    assert "mlflow.store.tracking.sqlalchemy_store" in found[1]
+
+
 def test_a_worse_challenger_is_refused_and_registered_as_challenger(house: House) -> None:
     house.drop("one.jsonl", rows(70))
     house.work("n1")
