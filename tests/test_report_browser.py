@@ -214,8 +214,14 @@ def test_the_theme_is_switched_by_button_and_key_and_stays(opened: Opened) -> No
     # Pictures follow the page, and with it the words in them.
     colour = "getComputedStyle(document.querySelector('.picture')).color"
     assert opened.page.evaluate(colour) == "rgb(227, 229, 236)"
+    # A loaded browser may lose what a page stored an instant before it was left: that the next
+    # page reads what this one stored is tried without leaving it to the browser to carry it.
+    stored = opened.page.evaluate("JSON.stringify(localStorage)")
+    restore = f"for (const [k, v] of Object.entries({stored})) localStorage.setItem(k, v)"
+    opened.page.add_init_script(restore)
     opened.page.reload()
     assert opened.style("--paper") == dark
+    assert opened.page.inner_text("#theme") == "Theme: dark"
 
 
 def test_a_dark_system_gets_a_dark_page_until_a_person_says_otherwise(
