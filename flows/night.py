@@ -145,7 +145,7 @@ def _without_prefect(settings: Settings, lake: Lake, name: str, error: Exception
 
 
 def _warm_up(mlflow: str) -> None:
-    """What every night waits for, done while the embedded Prefect server starts on another core.
+    """Imports that nights wait for, done while the embedded Prefect server starts on another core.
 
     Whatever fails here is met again, and told, where it is needed.
     """

@@ -35,6 +35,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunInfo, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.utils.uri import is_local_uri
 
 from nightshift.errors import BundleError, ConfigError, PassingError
 from nightshift.integrity import verify
@@ -640,7 +641,7 @@ def bundle_of(uri: str, pipeline: str, version: int, to: Path | None = None) -> 
                 f"{pipeline}: found no version {version} in {masked(uri)}. "
                 f"`nightshift status {pipeline}` lists those of its nights under `model`."
             ) from error
-        if to is None and not kept.startswith("file:"):
+        if to is None and not is_local_uri(kept, is_tracking_or_registry_uri=False):
             to = Path(_on_the_shelf())
         there = mlflow.artifacts.download_artifacts(source, dst_path=str(to) if to else None)
     folder = Path(there) / "artifacts" / BUNDLE
@@ -761,7 +762,7 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 @cache
 def _shelf() -> tempfile.TemporaryDirectory[str]:
     """What this process fetched; left alone, MLflow makes a folder for each that nobody removes."""
-    return scratch()
+    return tempfile.TemporaryDirectory(prefix="nightshift-", ignore_cleanup_errors=True)
 
 
 def _on_the_shelf() -> str:
@@ -775,8 +776,10 @@ def _fetched(store: str, uri: str) -> Path:
 
 
 def put_away() -> None:
-    """Remove what this process fetched from MLflow; at its end that happens by itself."""
-    if _shelf.cache_info().currsize:
-        _shelf().cleanup()
-        _shelf.cache_clear()
+    """Remove what this process fetched from MLflow, when nothing reads it any more: a process works
+    one night at a time. What is left at its end goes then, unless it is killed."""
+    shelf = _shelf() if _shelf.cache_info().currsize else None
+    _shelf.cache_clear()
     _fetched.cache_clear()
+    if shelf is not None:
+        shelf.cleanup()

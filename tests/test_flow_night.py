@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import http.server
 import json
@@ -316,13 +317,15 @@ def test_while_an_embedded_prefect_is_imported_nothing_imports_the_store_of_mlfl
 ) -> None:
     # It has SQLAlchemy look at all tables there are, also at Prefect's first half.
     code = (
-        "import sys; from flows import night; night.WARM = (); night._warm_up(sys.argv[1]); "
+        "import sys; from flows import night; "
+        "night.WARM = [one for one in night.WARM if one.startswith('mlflow')]; "
+        "night._warm_up(sys.argv[1]); "
         "print([one for one in sys.modules if one.endswith('sqlalchemy_store')])"
     )
     found = [
         subprocess.run(
             [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"],
-            env={**os.environ, **more}, capture_output=True, text=True, check=True, timeout=120,
+            env={**os.environ, **more}, capture_output=True, text=True, check=True, timeout=300,
         ).stdout.strip()
         for more in ({}, {"PREFECT_API_URL": "http://127.0.0.1:9/api"})
     ]  # fmt: skip
@@ -686,6 +689,7 @@ def test_a_night_leaves_no_copy_of_a_model_in_the_folder_for_temporary_files(
         fetched.append(real(tracking, uri))
         return fetched[-1]
 
+    tasks.tracking.put_away()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(tasks.tracking.Tracking, "fetch", watched)
@@ -696,6 +700,25 @@ def test_a_night_leaves_no_copy_of_a_model_in_the_folder_for_temporary_files(
     assert len(fetched) > len(set(fetched)) >= 3  # once for each model of a night
     assert {one.is_relative_to(tmp_path / "temporary") for one in fetched} == {True}
     assert not [*(tmp_path / "temporary").rglob("model.json")]
+
+
+def test_a_copy_that_cannot_be_removed_is_left_and_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.tracking
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, "a file of it is still open on another machine")
+
+    tasks.tracking.put_away()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = Path(tasks.tracking._on_the_shelf())
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "rmdir", busy)
+        tasks.tracking.put_away()
+    assert left.is_dir()
+    assert not Path(tasks.tracking._on_the_shelf()).is_relative_to(left.parent)
+    tasks.tracking.put_away()
 
 
 def test_retry_from_does_a_stage_and_all_after_it_again(
