@@ -22,6 +22,7 @@ import pandas as pd
 import psutil
 import pytest
 from conftest import SCRATCH, House
+from mlflow import MlflowClient
 from safetensors import safe_open
 from test_bundle import CLUSTERS, KINDS, TEXTS, Kind, close, model, saved
 
@@ -33,6 +34,7 @@ from nightshift.tokenizer import Tokenizer, TokenizerConfig
 from tasks.judging import judged
 from tasks.publish import requirements
 from tasks.tracking import (
+    BUNDLE_TAG,
     CHAMPION,
     Registry,
     bundle_of,
@@ -246,6 +248,16 @@ def test_the_champion_is_the_version_behind_the_alias(house: House) -> None:
     assert found is not None
     assert found[0] == champion_version(STORE, house.name) == 1
     assert load_as_made(found[1]).model.labels == ["one-a", "one-b", "one-c"]
+
+
+def test_a_version_kept_behind_a_plain_path_is_read_where_it_is(house: House) -> None:
+    folder = bundle_of(STORE, house.name, 1)
+    client, name = MlflowClient(STORE, STORE), f"{house.name}-plain"
+    tags = {BUNDLE_TAG: verify(folder)}
+    client.create_registered_model(name)
+    client.create_model_version(name, str(folder.parent.parent), tags=tags)
+    assert not client.get_model_version_download_uri(name, "1").startswith("file:")
+    assert bundle_of(STORE, name, 1) == folder
 
 
 def test_a_bundle_altered_in_the_store_is_refused(stored: Path, house: House) -> None:
